@@ -1,0 +1,54 @@
+# What a developer does, each in one word. `make` alone lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test check format constraints clean
+
+# Nothing but an installation needs a network.
+test check: export HF_HUB_OFFLINE := 1
+test check: export HF_DATASETS_OFFLINE := 1
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: $(INSTALLED) ## the environment .venv: loralab, editable, with its development extras at the versions of constraints.txt
+
+# torch comes first and alone: where a build without CUDA is at hand, pip takes it only when asked for this very version.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt "$(TORCH)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+test: setup ## every test, without a network
+	$(BIN)/pytest -q
+
+check: setup ## style, types, spelling, the rules about imports, and the documents
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/pytest -q -m "not slow" tests/test_imports.py tests/test_documents.py tests/test_public_names.py
+
+format: setup ## what can be put in style without a thought
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+constraints: ## constraints.txt anew, with the newest versions that pyproject.toml allows
+	$(PYTHON) -m venv --clear .constraints-venv
+	.constraints-venv/bin/pip install --quiet "$(TORCH)"
+	.constraints-venv/bin/pip install --quiet --editable ".[dev]"
+	sed '/^[^#]/,$$d' constraints.txt > .constraints-venv/new
+	.constraints-venv/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' >> .constraints-venv/new
+	mv .constraints-venv/new constraints.txt
+	rm -rf .constraints-venv
+
+clean: ## removes what the other targets made, the environment too
+	rm -rf .venv .ci-venv .constraints-venv dist build .pytest_cache .ruff_cache .mypy_cache
+	find loralab tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,56 @@
+"""loralab: LoRA fine-tuning of small and middle-sized language models, with an honest number for what it bought.
+
+Names are loaded when they are first used: `import loralab` alone imports no framework.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loralab.config import Recipe, load_recipe
+    from loralab.errors import LoralabError, UserError
+    from loralab.on_torch.attach import Adapter, attach
+    from loralab.on_torch.generate import generate
+    from loralab.on_torch.load import load_model
+    from loralab.on_torch.stored import load_adapter
+    from loralab.spec import LoRASpec
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Adapter": "loralab.on_torch.attach",
+    "LoRASpec": "loralab.spec",
+    "LoralabError": "loralab.errors",
+    "Recipe": "loralab.config",
+    "UserError": "loralab.errors",
+    "attach": "loralab.on_torch.attach",
+    "generate": "loralab.on_torch.generate",
+    "load_adapter": "loralab.on_torch.stored",
+    "load_model": "loralab.on_torch.load",
+    "load_recipe": "loralab.config",
+}
+
+__all__ = [
+    "Adapter",
+    "LoRASpec",
+    "LoralabError",
+    "Recipe",
+    "UserError",
+    "attach",
+    "generate",
+    "load_adapter",
+    "load_model",
+    "load_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'loralab' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,171 @@
+"""The command line: parse and call, nothing else. A mistake of the user's is one message on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from loralab.errors import LoralabError
+
+app = typer.Typer(
+    name="loralab",
+    help="LoRA fine-tuning, with an honest number for what it bought.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or the name of a shipped one.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as lora.rank=32.")
+]
+Trained = Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="A run's folder, or an adapter's.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="The new folder; default: the next free runs/NAME.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; all else goes to stderr.")]
+Base = Annotated[str | None, typer.Option("--base", metavar="NAME", help="The base model, where it has moved.")]
+
+
+@app.command()
+def train(recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Train one recipe, then evaluate it.
+
+    Example: loralab train flan-t5-base-dialogsum lora.rank=32 --out runs/rank-32
+    """
+    from loralab.config import load_recipe
+    from loralab.run import new_folder
+    from loralab.train import train as run
+
+    settings = load_recipe(recipe, overrides or [])
+    folder = new_folder(out, settings.name)
+    record = run(settings, folder)
+    keys = ("steps", "tokens_per_second", "seconds")
+    result = {"run": str(folder), "adapter": record.get("saved"), "metrics": record["metrics"]}
+    result |= {key: record.get(key) for key in keys}
+    _finish(result, as_json, _scores(record["metrics"]) + f"\nTry it: loralab generate {folder} --text '...'")
+
+
+@app.command()
+def compare(recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Run every variant of a recipe and print one table.
+
+    Example: loralab compare flan-t5-base-dialogsum data.max_train_rows=1000
+    """
+    from loralab.compare import compare as run
+    from loralab.compare import report
+    from loralab.config import load_recipe
+
+    results = run(load_recipe(recipe, overrides or []), out)
+    _finish(results, as_json, report(results))
+    if any(row.get("failed") for row in results["rows"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(trained: Trained, overrides: Overrides = None, base: Base = None, as_json: AsJson = False) -> None:
+    """Score a finished run, or an adapter alone, on its own data or other.
+
+    Example: loralab evaluate runs/rank-32/adapter evaluation.split=validation
+    """
+    from loralab.train import evaluate_saved
+
+    row = evaluate_saved(trained, overrides or [], base)
+    _finish(row, as_json, _scores(row["metrics"]))
+
+
+@app.command()
+def generate(
+    trained: Trained,
+    overrides: Overrides = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="What to answer, without the prompt; may be repeated.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The longest answer; default: the recipe's.")
+    ] = None,
+    base: Base = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer texts with a trained model.
+
+    Example: loralab generate runs/rank-32 --text "Tom: Lunch? Ann: At one."
+    """
+    from loralab.train import answer
+
+    answers = answer(trained, text or [], overrides or [], base, max_new_tokens)
+    _finish({"answers": answers}, as_json, "\n".join(answers))
+
+
+@app.command()
+def merge(
+    trained: Trained,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The new model's folder.")],
+    base: Base = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write base and adapter as one plain model that Transformers loads.
+
+    Example: loralab merge runs/rank-32 --out merged
+    """
+    from loralab.train import merge_saved
+
+    merge_saved(trained, out, base)
+    _finish(
+        {"model": str(out)},
+        as_json,
+        f"{out} is a plain model: AutoModelForSeq2SeqLM.from_pretrained({str(out)!r}) loads it.",
+    )
+
+
+@app.command()
+def recipes(as_json: AsJson = False) -> None:
+    """List the shipped recipes.
+
+    Example: loralab recipes
+    """
+    from loralab.config import load_recipe, shipped_recipes
+
+    lines = {name: load_recipe(name).description for name in shipped_recipes()}
+    _finish(lines, as_json, "\n".join(f"{name:<26} {description}" for name, description in lines.items()))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors.
+
+    Example: loralab schema > recipe.schema.json
+    """
+    from loralab.config import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
+
+
+def _finish(result: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(result) if as_json else text)
+
+
+def _scores(metrics: dict[str, dict[str, float]]) -> str:
+    return "\n".join(f"{name:<10} {m['value']:8.3f}  [{m['low']:.3f}, {m['high']:.3f}]" for name, m in metrics.items())
+
+
+def main() -> NoReturn:
+    """The console script."""
+    try:
+        app()
+    except LoralabError as error:
+        print(f"loralab: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nloralab: interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(0)

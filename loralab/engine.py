@@ -1,0 +1,97 @@
+"""What the training loop, evaluation and the command line ask of an engine. Tensors stay behind this line.
+
+An engine is one model with one way of training it: `open_engine` makes a fresh one, `load_engine` one from a finished
+run or an adapter.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from loralab.config import Recipe
+    from loralab.data.batches import Batch
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step says of itself."""
+
+    loss: float
+    """Mean over the step's target tokens, in nats, before the update."""
+    grad_norm: float
+    """Length of the gradient before clipping."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Whether what was saved is what was trained, measured on real rows right after training."""
+
+    reloaded_equal: bool
+    """Base and adapter read again from disk give bit-identical logits."""
+    merged_error: float | None
+    """Largest difference between the logits with the adapter and those of the merged model, over the largest logit."""
+    merged_tolerance: float | None
+    """What that may be in this dtype."""
+
+
+class Engine(Protocol):
+    """One model, and how it is trained."""
+
+    tokenizer: PreTrainedTokenizerBase
+    device: str
+    dtype: str
+    dtype_reason: str
+    trainable: int
+    total: int
+    summary: str
+
+    def train_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
+        """One update from all of these batches, each target token weighing the same."""
+
+    def losses(self, batch: Batch) -> NDArray[np.float64]:
+        """[B]: each row's loss in nats, summed over its target tokens; nothing is dropped out."""
+
+    def generate(
+        self, source_ids: Sequence[Sequence[int]], max_new_tokens: int, on_done: Callable[[int], None] | None = None
+    ) -> list[list[int]]:
+        """Greedy answers, as ids without start, end and padding; in the order of the sources. `on_done` hears how many are done."""
+
+    def save(self, folder: Path, card: dict[str, Any]) -> Path:
+        """Writes what was trained below this folder; returns where."""
+
+    def prove(self, saved: Path, batch: Batch) -> Proof:
+        """Reads back what was saved and holds it against the live model."""
+
+    def peak_memory(self) -> int:
+        """The most bytes in use so far: of the GPU, or of this process."""
+
+
+def open_engine(recipe: Recipe) -> Engine:
+    """A fresh model, made ready for the recipe's method."""
+    engine: Engine = _module(recipe.model.engine).open_engine(recipe)
+    return engine
+
+
+def load_engine(recipe: Recipe, saved: Path) -> Engine:
+    """The model of a finished run: `saved` is its adapter, or its model where all of it was trained."""
+    engine: Engine = _module(recipe.model.engine).load_engine(recipe, saved)
+    return engine
+
+
+def merge(base: str, adapter: Path, out: Path) -> None:
+    """Writes base and adapter as one plain model, in the base's own dtype."""
+    _module("torch").merge_folder(base, adapter, out)
+
+
+def _module(engine: str) -> Any:
+    return importlib.import_module(f"loralab.on_{engine}.step")

@@ -1,0 +1,68 @@
+"""Every error that loralab raises on purpose.
+
+    LoralabError
+    ├── UserError (also a ValueError)   a mistake that the user can mend; the command line prints it and exits with 2
+    │   ├── RecipeError                 the recipe or an override
+    │   ├── TargetError                 a LoRA rule that selects nothing, or something that LoRA cannot wrap
+    │   ├── DataError                   a data set, a file of it, or a row
+    │   ├── ModelError                  a base model's folder, its files, or its settings
+    │   ├── AdapterError                an adapter's files, or an adapter that does not fit its base
+    │   └── RunError                    a run folder
+    └── MissingExtra (also an ImportError)   an optional library that is not installed; names the extra
+
+Each message says what was got, what was expected, and what to do. A broken promise of our own is an `assert`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LoralabError(Exception):
+    """The root of the tree."""
+
+
+class UserError(LoralabError, ValueError):
+    """A mistake that the user can mend."""
+
+
+class RecipeError(UserError):
+    """The recipe, or an override of it, is wrong."""
+
+
+class TargetError(UserError):
+    """A LoRA rule selects nothing, or something that LoRA cannot wrap."""
+
+
+class DataError(UserError):
+    """A data set, one of its files, or a row of it is wrong."""
+
+
+class ModelError(UserError):
+    """A base model's folder, its files, or its settings are wrong."""
+
+
+class AdapterError(UserError):
+    """An adapter's files are wrong, or do not fit the base."""
+
+
+class RunError(UserError):
+    """A run folder is missing, incomplete, or already taken."""
+
+
+class MissingExtra(LoralabError, ImportError):
+    """An optional library is not installed."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed. It comes with an extra: pip install 'loralab[{extra}]'")
+
+
+def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
+    """ "Did you mean ...?" with the known names nearest to `word`, or all of them where none is near."""
+    names = sorted({str(name) for name in known})
+    near = difflib.get_close_matches(word, names, n=count, cutoff=0.6)
+    if near:
+        return "Did you mean " + " or ".join(repr(name) for name in near) + "?"
+    listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return f"There are: {listed or 'none'}."

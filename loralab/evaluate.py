@@ -1,0 +1,141 @@
+"""Scores of a model on real rows: loss per target token, and metrics of what it writes, each with a bootstrap interval.
+
+Rows with the same source (one dialogue, three references) are answered once, and resampled together: they are not
+independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loralab.config import Recipe
+from loralab.data.batches import collate, evaluation_batches
+from loralab.data.encode import EncodedSplit, encode
+from loralab.data.prompts import Prompt
+from loralab.data.sources import Split, read_split
+from loralab.engine import Engine
+from loralab.metrics import METRICS
+from loralab.metrics.significance import Bootstrap
+from loralab.progress import Progress
+from loralab.run import PREDICTIONS, read_lines, write_lines
+
+Floats = NDArray[np.float64]
+LOSS_TOKENS = 8192  # padded tokens of a batch whose loss is measured
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per row: who it belongs to, and what it scored."""
+
+    groups: list[str]
+    """The source: rows that share it are one dialogue."""
+    values: dict[str, Floats]
+    """Metric -> [rows]; "loss" is per target token."""
+    target_tokens: Floats | None
+    """[rows], the weights of the loss; None where there is no loss (floors)."""
+
+    def summary(self, first: Scores | None = None) -> dict[str, dict[str, float | None]]:
+        """Metric -> value, low, high, and p against the first system on the same rows."""
+        bootstrap = Bootstrap(self.groups)
+        rows = {}
+        for name, values in self.values.items():
+            weights = self.target_tokens if name == "loss" else None
+            p = None
+            if first is not None and name in first.values:
+                p = bootstrap.p_value(values, first.values[name], weights)
+            rows[name] = {**asdict(bootstrap.interval(values, weights)), "p_vs_first": p}
+        return rows
+
+
+def read_evaluation_rows(recipe: Recipe) -> Split:
+    """The rows that the reported numbers come from."""
+    data, split = recipe.data, recipe.evaluation.split
+    return read_split(data.name, split, data.source, data.target, data.max_rows(split))
+
+
+def evaluate(engine: Engine, recipe: Recipe, split: Split, lengths: tuple[int, int], folder: Path | None) -> Scores:
+    """Measures the engine's model on the split; writes predictions.jsonl into the folder where one is given."""
+    prompt = Prompt(recipe.data.prompt, recipe.data.source)
+    encoded = encode(split, engine.tokenizer, prompt, *lengths)
+    losses = row_losses(engine, encoded)
+    predictions = write_answers(engine, split, encoded, recipe.evaluation.max_new_tokens)
+    references = [example.targets for example in split.examples]
+    tokens = encoded.target_lengths.astype(np.float64)
+    values = {"loss": losses / tokens, **score(predictions, references, recipe.evaluation.metrics)}
+    scores = Scores([example.source for example in split.examples], values, tokens)
+    if folder is not None:
+        write_predictions(folder, split, predictions, scores)
+    return scores
+
+
+def score(predictions: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str]) -> dict[str, Floats]:
+    """Every column of every named metric, [rows] each."""
+    columns: dict[str, Floats] = {}
+    for name in metrics:
+        columns |= METRICS[name].score(predictions, references)
+    return columns
+
+
+def row_losses(engine: Engine, encoded: EncodedSplit) -> Floats:
+    """[rows]: each row's loss in nats, summed over its target tokens."""
+    losses = np.zeros(len(encoded))
+    progress = Progress("loss", len(encoded))
+    pad_id = engine.tokenizer.pad_token_id
+    assert isinstance(pad_id, int), "the tokenizer pads"
+    done = 0
+    for rows in evaluation_batches(encoded.source_lengths, encoded.target_lengths, tokens_per_batch=LOSS_TOKENS):
+        losses[rows] = engine.losses(collate(encoded, rows, pad_id))
+        progress.update(done := done + len(rows))
+    return losses
+
+
+def write_answers(engine: Engine, split: Split, encoded: EncodedSplit, max_new_tokens: int) -> list[str]:
+    """One prediction a row; rows with the same source share it."""
+    first_row: dict[str, int] = {}
+    for row, example in enumerate(split.examples):
+        first_row.setdefault(example.source, row)
+    sources = list(first_row)
+    progress = Progress("generate", len(sources))
+    ids = engine.generate(
+        [encoded.source(first_row[source]).tolist() for source in sources], max_new_tokens, progress.update
+    )
+    texts = dict(zip(sources, engine.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True))
+    return [texts[example.source].strip() for example in split.examples]
+
+
+def write_predictions(folder: Path, split: Split, predictions: Sequence[str], scores: Scores) -> None:
+    """One line a row, with everything that the scores were made from."""
+    tokens = scores.target_tokens
+    write_lines(
+        folder / PREDICTIONS,
+        (
+            {
+                "row": example.row,
+                "source": example.source,
+                "references": list(example.targets),
+                "prediction": prediction,
+                **({} if tokens is None else {"target_tokens": int(tokens[i])}),
+                **{name: round(float(values[i]), 6) for name, values in scores.values.items()},
+            }
+            for i, (example, prediction) in enumerate(zip(split.examples, predictions, strict=True))
+        ),
+    )
+
+
+def read_scores(folder: Path) -> Scores:
+    """The scores behind a folder's predictions.jsonl."""
+    rows = read_lines(folder / PREDICTIONS)
+    known = {"row", "source", "references", "prediction", "target_tokens"}
+    values = {name: _column(rows, name) for name in rows[0] if name not in known}
+    tokens = _column(rows, "target_tokens") if "target_tokens" in rows[0] else None
+    return Scores([row["source"] for row in rows], values, tokens)
+
+
+def _column(rows: Sequence[dict[str, Any]], name: str) -> Floats:
+    return np.array([row[name] for row in rows], dtype=np.float64)

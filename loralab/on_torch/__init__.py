@@ -1,0 +1,1 @@
+"""The PyTorch engine: LoRA's maths, the models, loading, training steps and generation."""

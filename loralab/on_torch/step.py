@@ -1,0 +1,207 @@
+"""The PyTorch engine: one model, its optimizer, and the handful of things that the training loop asks for (see
+engine.py)."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from loralab.config import OptimizerSettings, Recipe
+from loralab.data.batches import Batch
+from loralab.engine import Proof, Step
+from loralab.on_torch.attach import Adapter, attach
+from loralab.on_torch.device import choose_device, choose_dtype
+from loralab.on_torch.dropout import Dropout
+from loralab.on_torch.generate import generate_ids
+from loralab.on_torch.load import load_tokenizer, load_weights, model_folder, save_model
+from loralab.on_torch.memory import peak_memory
+from loralab.on_torch.models.t5 import IGNORED, T5
+from loralab.on_torch.stored import load_adapter
+
+MERGED_TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.bfloat16: 6e-2,
+}  # fp32: sums in another order; bf16: W + sBA is rounded to 8 bits
+
+
+def token_losses(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each real target token, [N], row by row."""
+    if isinstance(model, T5):
+        return model.token_losses(input_ids, attention_mask, labels)
+    logits_BTV = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).logits
+    real_BT = labels != IGNORED
+    return F.cross_entropy(logits_BTV[real_BT].float(), labels[real_BT], reduction="none")
+
+
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101). Parameters in bf16 are updated through fp32 copies: in 8 bits of
+    mantissa most steps would round to nothing."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> None:
+        self.parameters = list(parameters)
+        self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.parameters]
+        self.max_grad_norm = settings.max_grad_norm
+        self.adamw = torch.optim.AdamW(self.masters, lr=0.0, weight_decay=settings.weight_decay, fused=True)
+
+    def step(self, learning_rate: float) -> float:
+        """One update; returns the gradient's length before clipping."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                master.grad = None if parameter.grad is None else parameter.grad.float()
+                parameter.grad = None
+        norm = nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm or float("inf"))
+        for group in self.adamw.param_groups:
+            group["lr"] = learning_rate
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for parameter, master in zip(self.parameters, self.masters, strict=True):
+                if master is not parameter:
+                    parameter.copy_(master)
+        return float(norm)
+
+
+class TorchEngine:
+    """One model on one device."""
+
+    def __init__(self, recipe: Recipe, base: str, trained: Path | None) -> None:
+        """`base`: the model's folder or hub id. `trained`: an adapter to put on it."""
+        self.recipe, self.folder = recipe, model_folder(base)
+        self._device = choose_device(recipe.model.device)
+        self._dtype, self.dtype_reason = choose_dtype(recipe.model.dtype, self._device)
+        self.device, self.dtype = str(self._device), str(self._dtype).removeprefix("torch.")
+        self.model = load_weights(self.folder, self._dtype, self._device)
+        self.model.name_or_path = recipe.model.name  # type: ignore[assignment]
+        self.tokenizer = load_tokenizer(self.folder)
+        torch.manual_seed(recipe.training.seed)
+        self.adapter = self._prepare(trained)
+        self.optimizer: Optimizer | None = None
+
+    def _prepare(self, trained: Path | None) -> Adapter | None:
+        method = self.recipe.training.method
+        if self.recipe.model.dropout is not None:
+            _set_dropout(self.model, self.recipe.model.dropout)
+        self.model.requires_grad_(method == "full")
+        if method != "lora":
+            return None
+        return attach(self.model, self.recipe.spec()) if trained is None else load_adapter(self.model, trained)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        if self.adapter is not None:
+            return self.adapter.parameters()
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def trainable(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    @property
+    def total(self) -> int:
+        return self.adapter.total if self.adapter else sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def summary(self) -> str:
+        return str(self.adapter) if self.adapter else f"Trained: {self.trainable:,} of {self.total:,} parameters."
+
+    def train_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
+        if self.optimizer is None:
+            self.optimizer = Optimizer(self.parameters, self.recipe.optimizer)
+        self.model.train()
+        tokens, loss = sum(batch.num_target_tokens for batch in batches), 0.0
+        for batch in batches:
+            part = token_losses(self.model, *self._tensors(batch)).sum() / tokens
+            part.backward()
+            loss += float(part.detach())
+        return Step(loss, self.optimizer.step(learning_rate))
+
+    @torch.inference_mode()
+    def losses(self, batch: Batch) -> NDArray[np.float64]:
+        self.model.eval()
+        per_token = token_losses(self.model, *self._tensors(batch)).double().cpu()
+        counts = torch.from_numpy((batch.labels != IGNORED).sum(axis=1))
+        rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        return torch.zeros(len(counts), dtype=torch.float64).index_add_(0, rows, per_token).numpy()
+
+    def generate(
+        self, source_ids: Sequence[Sequence[int]], max_new_tokens: int, on_done: Callable[[int], None] | None = None
+    ) -> list[list[int]]:
+        pad_id = self.tokenizer.pad_token_id
+        assert isinstance(pad_id, int), "the tokenizer pads"
+        return generate_ids(self.model, source_ids, max_new_tokens, pad_id, on_done)
+
+    def save(self, folder: Path, card: dict[str, Any]) -> Path:
+        if self.adapter is not None:
+            self.adapter.card = card
+            self.adapter.save(folder / "adapter", self.tokenizer)
+            return folder / "adapter"
+        save_model(self.model, folder / "model", self.folder, self.tokenizer)
+        return folder / "model"
+
+    def prove(self, saved: Path, batch: Batch) -> Proof:
+        self.model.eval()
+        live = self._logits(self.model, batch)
+        again = load_weights(saved if self.adapter is None else self.folder, self._dtype, self._device)
+        if self.adapter is not None:
+            again.name_or_path = self.recipe.model.name  # type: ignore[assignment]
+            load_adapter(again, saved)
+        equal = torch.equal(live, self._logits(again, batch))
+        if self.adapter is None:
+            return Proof(equal, None, None)
+        del again
+        gc.collect()
+        merged = self._logits(self.adapter.merge(), batch)
+        error = float((merged - live).abs().max() / live.abs().max())
+        return Proof(equal, error, MERGED_TOLERANCE[self._dtype])
+
+    @torch.inference_mode()
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        input_ids, attention_mask, labels = self._tensors(batch)
+        logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).logits
+        return logits.float()
+
+    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        arrays = (batch.source_ids, batch.source_mask, batch.labels)
+        input_ids, mask, labels = (torch.from_numpy(array).to(self._device) for array in arrays)
+        return input_ids, mask, labels
+
+    def peak_memory(self) -> int:
+        return peak_memory(self._device)
+
+
+def _set_dropout(model: nn.Module, rate: float) -> None:
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.rate = rate
+        elif isinstance(module, nn.Dropout):
+            module.p = rate
+
+
+def open_engine(recipe: Recipe) -> TorchEngine:
+    """A fresh model, made ready for the recipe's method."""
+    return TorchEngine(recipe, recipe.model.name, None)
+
+
+def load_engine(recipe: Recipe, saved: Path) -> TorchEngine:
+    """The model of a finished run: `saved` is its adapter, or its model where all of it was trained."""
+    if recipe.training.method == "full":
+        return TorchEngine(recipe, str(saved), None)
+    return TorchEngine(recipe, recipe.model.name, saved)
+
+
+def merge_folder(base: str, adapter: Path, out: Path) -> None:
+    """Writes base and adapter as one plain model; sums in fp32, rounded once to the dtype that the base has on disk."""
+    folder = model_folder(base)
+    model = load_weights(folder, None, torch.device("cpu"))
+    model.name_or_path = base  # type: ignore[assignment]
+    merged = load_adapter(model, adapter).merge()
+    save_model(merged, out, folder, load_tokenizer(adapter if (adapter / "tokenizer_config.json").exists() else folder))

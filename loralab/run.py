@@ -1,0 +1,161 @@
+"""A run's folder: everything that is needed to know what was done, to use it, and to do it again.
+
+    recipe.yaml          the whole recipe, defaults included; `loralab train recipe.yaml` does the run again
+    metrics.jsonl        one line a step
+    adapter/ or model/   what was trained (adapter.py)
+    predictions.jsonl    one line an evaluated row: source, references, prediction, loss, scores
+    record.json          results, proof, counts, versions, hardware; written last: a run with it is finished
+
+Files are written beside their place and then moved there, so that a name always stands for a whole file.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from loralab.config import Recipe, recipe_from_tree, to_yaml
+from loralab.errors import RunError
+from loralab.spec import LoRASpec
+
+RECIPE, METRICS, PREDICTIONS, RECORD = "recipe.yaml", "metrics.jsonl", "predictions.jsonl", "record.json"
+SAVED = ("adapter", "model")
+HOME = Path("runs")
+
+
+def new_folder(out: Path | None, name: str) -> Path:
+    """The folder for a new run: `out`, which must be empty or not there yet, or the next free runs/NAME, runs/NAME-2, …"""
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RunError(f"{out} is there already and not empty. Give another --out, or remove it.")
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    taken = 1
+    while (folder := HOME / (name if taken == 1 else f"{name}-{taken}")).exists():
+        taken += 1
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that it is whole or not there, whatever happens."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes one JSON object, as above."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes one JSON object a line, as above."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads what `write_lines` wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Stores the recipe with the run."""
+    write_text(folder / RECIPE, to_yaml(recipe))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a finished run."""
+    if not (folder / RECORD).exists():
+        raise RunError(f"{folder} holds no {RECORD}: the run there has not finished.")
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return record
+
+
+# Finding what to evaluate, to generate from, or to merge
+
+
+def find_trained(path: Path, overrides: list[str], base: str | None) -> tuple[Recipe, Path | None]:
+    """The recipe of a run or of a single adapter, and what it trained (None for zero-shot).
+
+    Args:
+        path: a run's folder, or an adapter's, ours or PEFT's.
+        overrides: of the stored recipe. An adapter made elsewhere has none: they must say what is needed.
+        base: the base's place now, where it has moved.
+    """
+    if not path.is_dir():
+        raise RunError(f"There is no folder {path}. Expected a run (runs/NAME) or an adapter.")
+    if base is not None:
+        overrides = [f"model.name={json.dumps(base)}", *overrides]
+    if (path / RECIPE).exists():
+        saved = next((path / name for name in SAVED if (path / name).exists()), None)
+        recipe = recipe_from_tree(_recipe_tree(path), overrides, str(path / RECIPE))
+        if saved is None and recipe.training.method != "none":
+            raise RunError(f"{path} holds a recipe, but neither {' nor '.join(SAVED)}: the run there has not finished.")
+        return recipe, saved
+    if (path / "adapter_config.json").exists():
+        return recipe_from_tree(_adapter_tree(path), overrides, str(path)), path
+    raise RunError(f"{path} is neither a run (it has no {RECIPE}) nor an adapter (it has no adapter_config.json).")
+
+
+def _recipe_tree(path: Path) -> dict[str, Any]:
+    from loralab.config import parse_tree
+
+    return parse_tree((path / RECIPE).read_text(encoding="utf-8"), str(path / RECIPE))
+
+
+def _adapter_tree(path: Path) -> dict[str, Any]:
+    """The recipe in an adapter's loralab.json, or what PEFT's config says where there is none."""
+    from loralab import adapter
+
+    stored = adapter.read(path)
+    tree: dict[str, Any] = stored.card.get("recipe") or {
+        "name": path.name,
+        "model": {"name": stored.base_name},
+        "lora": stored.spec.model_dump(mode="json", include=set(LoRASpec.model_fields)),
+    }
+    return tree
+
+
+# What a record says of where it was made
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware."""
+    libraries = ("loralab", "torch", "transformers", "tokenizers", "numpy", "rouge_score")
+    return {
+        "versions": {"python": platform.python_version(), **dict(_versions(libraries))},
+        "hardware": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "command": " ".join(sys.argv),
+    }
+
+
+def _versions(libraries: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for library in libraries:
+        try:
+            yield library, importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of the weight files of an adapter or a model."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))

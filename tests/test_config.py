@@ -1,0 +1,219 @@
+"""Recipes: strict, typed, every mistake at once, and what is stored can be fed back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loralab.config import Recipe, load_recipe, recipe_from_tree, recipe_schema, shipped_recipes, to_yaml
+from loralab.errors import RecipeError
+
+SMALL = """
+model: {name: some/model}
+data: {name: some/data, source: text, target: summary}
+variants:
+  zero-shot: {training.method: none}
+  lora-8: {lora.rank: 8}
+published:
+  lora-8: {rouge1: 40.0}
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.yaml"
+    file.write_text(SMALL)
+    return file
+
+
+def mistakes(file: Path, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, overrides)
+    return str(caught.value).splitlines()[1:]
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_every_shipped_recipe_resolves_with_all_its_variants(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name and recipe.description and recipe.variants
+    for variant in recipe.variants:
+        assert recipe.variant(variant).name == variant
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_a_resolved_recipe_can_be_fed_back(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    (tmp_path / "again.yaml").write_text(to_yaml(recipe))
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+    for variant in recipe.variants:
+        (tmp_path / "variant.yaml").write_text(to_yaml(recipe.variant(variant)))
+        assert load_recipe(tmp_path / "variant.yaml") == recipe.variant(variant)
+
+
+def test_overrides_are_typed(recipe_file: Path) -> None:
+    recipe = load_recipe(
+        recipe_file,
+        [
+            *(
+                "lora.rank=32",
+                "lora.alpha=null",
+                "lora.rules=[q, v]",
+                "lora.rank_pattern={wo: 4}",
+                "variants.lora-8.lora.alpha=4",
+            ),
+            *("optimizer.learning_rate=1e-4", "optimizer.max_grad_norm=null"),
+            *("data.prompt='a: {text} = b'", "data.max_source_length=p85"),
+        ],
+    )
+    assert (recipe.lora.rank, recipe.optimizer.learning_rate, recipe.lora.alpha, recipe.lora.rules) == (
+        32,
+        1e-4,
+        None,
+        ("q", "v"),
+    )
+    assert (
+        recipe.data.prompt == "a: {text} = b"
+        and recipe.optimizer.max_grad_norm is None
+        and recipe.data.max_source_length == "p85"
+    )
+    assert (
+        recipe.variant("lora-8").lora.alpha == 4
+        and recipe.variant("lora-8").lora.rank == 8
+        and recipe.variant("zero-shot").lora.rank == 32
+    )
+    assert recipe.lora.rank_pattern == {"wo": 4}
+
+
+@pytest.mark.parametrize("text", ["Headline: {text}", "a: {text}: b", "- {text}", "'{text}'"])
+def test_a_prompt_needs_no_quotes_of_yamls(text: str, recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, [f"data.prompt={text}"]).data.prompt == text.strip("'")
+
+
+def test_three_mistakes_are_three_lines(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(
+        "model: {name: m, devise: cpu}\ndata: {name: d, source: s, target: t}\ntraining: {epochs: many}\noptimizer: {learning_rate: -1}\n"
+    )
+    assert mistakes(file) == [
+        "  model.devise: unknown key. Did you mean 'device'?",
+        "  training.epochs: expected a valid integer; got 'many'",
+        "  optimizer.learning_rate: expected greater than 0; got -1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lora.rnak=4", "lora.rnak: unknown key. Did you mean 'rank'?"),
+        ("training.epochs=1.5", "training.epochs: expected a valid integer; got 1.5"),
+        ("training.epochs=0", "training.epochs: expected greater than 0; got 0"),
+        ("training.seed=true", "training.seed: expected a valid integer; got True"),
+        ("lora.dropout=1.0", "lora.dropout: expected less than 1; got 1.0"),
+        ("optimizer.learning_rate=.nan", "optimizer.learning_rate: expected a finite number; got nan"),
+        ("optimizer.schedule=liner", "optimizer.schedule: expected 'linear', 'cosine' or 'constant'; got 'liner'"),
+        ("evaluation.metrics=[ruoge]", "evaluation.metrics: unknown metric 'ruoge'. Did you mean 'rouge'?; got ['ruoge']"),
+        ("evaluation.beams=4", "evaluation.beams: expected 1; got 4"),
+        ("model.dtype=float16", "model.dtype: expected 'auto', 'float32' or 'bfloat16'; got 'float16'"),
+        ("data.prompt={text}", "data.prompt: expected a valid string; got {'text': None}"),
+        ("lora=3", "lora: expected a valid dictionary or instance of LoRASpec; got 3"),
+        ("lora", "'lora': an override is written key=value, such as lora.rank=32"),
+        ("lora.rank=[", "lora.rank: '[' is not a YAML value; put it in quotes"),
+        ("model.name.x=1", "model.name.x: 'name' holds the value 'some/model', not settings"),
+        ("variants=[lora-9]", "variants: there is no variant 'lora-9'. Did you mean 'lora-8'?"),
+        ("variants.lora-8.lora.rnak=1", "variants.lora-8: lora.rnak: unknown key. Did you mean 'rank'?"),
+        ("published.lora-9.rouge1=1", "published names the variant 'lora-9'. Did you mean 'lora-8'?"),
+        ("nonsense.key=1", "nonsense: unknown key. There are: " + ", ".join(sorted(Recipe.model_fields)) + "."),
+    ],
+)  # fmt: skip
+def test_each_mistake_says_what_was_got_and_what_is_expected(override: str, message: str, recipe_file: Path) -> None:
+    assert mistakes(recipe_file, override) == [f"  {message}"]
+
+
+def test_both_batch_sizes_are_a_mistake(recipe_file: Path) -> None:
+    found = mistakes(recipe_file, "training.batch_size=4", "training.tokens_per_batch=512")
+    assert found == ["  training: batch_size and tokens_per_batch are both given; set one of them to null"]
+    assert load_recipe(recipe_file, ["training.batch_size=4"]).training.token_budget is None
+    assert load_recipe(recipe_file).training.token_budget == 4096
+
+
+def test_a_missing_block_and_a_missing_key(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model: {name: m}\ndata: {name: d}\n")
+    assert mistakes(tmp_path / "a.yaml") == [
+        "  data.source: missing; the recipe must give it",
+        "  data.target: missing; the recipe must give it",
+    ]
+
+
+def test_disabled_is_another_word_for_full(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["lora.disabled=true"]).training.method == "full"
+    assert load_recipe(recipe_file, ["lora.disabled=true", "training.method=full"]).training.method == "full"
+    assert "lora.disabled is true" in mistakes(recipe_file, "lora.disabled=true", "training.method=lora")[0]
+
+
+def test_variants_can_be_chosen_by_name(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["variants=[zero-shot]"])
+    assert list(recipe.variants) == ["zero-shot"] and recipe.published == {}
+
+
+def test_the_seed_of_lora_is_the_trainings_where_not_given(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["training.seed=7"]).spec().seed == 7
+    assert load_recipe(recipe_file, ["training.seed=7", "lora.seed=3"]).spec().seed == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("flan-t5-base-dialogsun", "Did you mean 'flan-t5-base-dialogsum'"),
+        ("nowhere/x.yaml", "There is no recipe file nowhere/x.yaml"),
+    ],
+)
+def test_an_unknown_recipe(name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "is not YAML"), ("- a", "holds list, not a mapping"), ("a: 1\na: 2", "duplicate key")],
+)
+def test_a_file_that_is_no_recipe(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "x.yaml")
+
+
+def test_a_recipe_is_frozen() -> None:
+    recipe = load_recipe("flan-t5-base-dialogsum")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.training.epochs = 2  # type: ignore[misc]
+
+
+def test_the_schema_knows_every_key_and_its_meaning() -> None:
+    schema = recipe_schema()
+    assert set(schema["properties"]) == set(Recipe.model_fields)
+    for block in (
+        "ModelSettings",
+        "DataSettings",
+        "TrainingSettings",
+        "OptimizerSettings",
+        "EvaluationSettings",
+        "LoRASpec",
+    ):
+        for key, field in schema["$defs"][block]["properties"].items():
+            assert field.get("description"), f"{block}.{key} has no description"
+
+
+def test_the_designs_example_resolves() -> None:
+    tree: dict[str, Any] = {
+        "name": "example",
+        "model": {"name": "google/flan-t5-base", "engine": "torch", "device": "auto", "dtype": "auto", "quantize": "none"},
+        "data": {"name": "knkarthick/dialogsum", "source": "dialogue", "target": "summary", "max_target_length": "p90"},
+        "lora": {"rank": 16, "alpha": 32, "rules": ["q", "v"], "dropout": 0.05, "tune_vectors": False, "disabled": False},
+        "training": {"method": "lora", "epochs": 1, "batch_size": None, "tokens_per_batch": 4096, "seed": 42},
+        "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.0, "warmup_ratio": 0.0, "schedule": "linear", "max_grad_norm": 1.0},
+        "evaluation": {"split": "test", "max_new_tokens": 200, "beams": 1, "metrics": ["rouge"]},
+        "variants": {"zero-shot": {"training.method": "none"}, "full": {"training.method": "full", "optimizer.learning_rate": 1e-4}},
+    }  # fmt: skip
+    assert recipe_from_tree(tree, [], "example").variant("full").optimizer.learning_rate == 1e-4

@@ -1,0 +1,104 @@
+"""What others build on: the public names, the commands with their options, and what the wheel holds.
+
+A name that is added, renamed or removed is changed here too, on purpose, and told in CHANGELOG.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pydantic import BaseModel
+
+import loralab
+from loralab.cli import app
+
+ROOT = Path(__file__).parents[1]
+
+INTERFACE = {
+    "Adapter": "disable enable merge parameters save to_files total trainable",
+    "LoRASpec": "rank rules alpha dropout shared_dropout tune_vectors bias modules_to_save rank_pattern alpha_pattern "
+    "use_rslora use_dora init seed disabled",
+    "LoralabError": "",
+    "Recipe": "name description model data lora training optimizer evaluation variants published published_source",
+    "UserError": "",
+    "attach": "model spec name",
+    "generate": "model tokenizer texts * max_new_tokens",
+    "load_adapter": "model folder name",
+    "load_model": "name dtype device",
+    "load_recipe": "name_or_path overrides",
+}
+COMMANDS = {
+    "train": "recipe overrides --json --out",
+    "compare": "recipe overrides --json --out",
+    "evaluate": "trained overrides --base --json",
+    "generate": "trained overrides --base --json --max-new-tokens --text",
+    "merge": "trained --base --json --out",
+    "recipes": "--json",
+    "schema": "",
+}
+
+
+def interface_of(public: Any) -> str:
+    """A function's parameters, those after * given by name alone; a record's fields; another class's public names."""
+    if not inspect.isclass(public):
+        kinds = {parameter.name: parameter.kind for parameter in inspect.signature(public).parameters.values()}
+        by_name = [name for name, kind in kinds.items() if kind == inspect.Parameter.KEYWORD_ONLY]
+        by_place = [name for name in kinds if name not in by_name]
+        return " ".join([*by_place, *(["*", *by_name] if by_name else [])])
+    if issubclass(public, BaseModel):
+        return " ".join(public.model_fields)
+    return " ".join(sorted(name for name in vars(public) if not name.startswith("_")))
+
+
+def options_of(command: Any) -> str:
+    """A command's arguments in their order, then its options in the alphabet's."""
+    arguments = [parameter.name for parameter in command.params if parameter.param_type_name == "argument"]
+    options = [option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)]
+    return " ".join([*arguments, *sorted(option for option in options if option.startswith("-"))])
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(loralab.__all__) == sorted(INTERFACE)
+    assert set(dir(loralab)) >= set(INTERFACE)
+
+
+@pytest.mark.parametrize("name", INTERFACE)
+def test_each_public_name_keeps_its_interface_and_explains_itself(name: str) -> None:
+    public = getattr(loralab, name)
+    assert interface_of(public) == INTERFACE[name]
+    assert inspect.getdoc(public)
+    assert public.__name__ == name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="atach"):
+        _ = loralab.atach
+
+
+def test_the_commands_and_their_options_are_these() -> None:
+    group: Any = typer.main.get_command(app)
+    assert {name: options_of(command) for name, command in group.commands.items()} == COMMANDS
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert loralab.__version__ == version("loralab")
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    source = {path for path in (ROOT / "loralab").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert held == {str(path.relative_to(ROOT)) for path in source}
+    assert {"loralab/py.typed", "loralab/recipes/flan-t5-base-dialogsum.yaml"} <= held

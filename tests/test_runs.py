@@ -1,0 +1,327 @@
+"""The commands as a user types them, on real rows and tiny models: train, evaluate, generate, merge, compare."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from rouge_score.rouge_scorer import RougeScorer
+from tiny import make_t5
+from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+from loralab import load_adapter, load_model
+from loralab.config import load_recipe
+from loralab.run import read_lines
+
+PROMPT = "Summarize: {dialogue}\nSummary: "
+
+
+@pytest.fixture(scope="module")
+def workshop(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny base, 60 + 12 real rows (two dialogues stand there twice), and a recipe."""
+    place = tmp_path_factory.mktemp("workshop")
+    make_t5(place / "base", "untied", tokenizer=data_folder / "tokenizers/t5", vocabulary=32128)
+    (place / "data").mkdir()
+    for split, count in (("train", 60), ("validation", 10)):
+        with gzip.open(data_folder / f"dialogsum/{split}.jsonl.gz", "rt", encoding="utf-8") as file:
+            lines = list(islice(file, count))
+        if split == "validation":
+            lines += [json.dumps(json.loads(line) | {"summary": "A second reference."}) + "\n" for line in lines[:2]]
+        (place / f"data/{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    rows = (place / "data/train.jsonl").read_bytes()
+    damaged = {"empty/train.jsonl": b"", "cut-off/train.jsonl.gz": gzip.compress(rows)[:-500]}
+    damaged["no-json/train.jsonl"] = rows.replace(b'{"id": "train_1"', b'"id": "train_1"', 1)
+    for name, content in damaged.items():
+        (place / name).parent.mkdir()
+        (place / name).write_bytes(content)
+        (place / name).with_name("validation.jsonl").write_bytes((place / "data/validation.jsonl").read_bytes())
+    recipe = {
+        "model": {"name": str(place / "base"), "dtype": "float32", "device": "cpu"},
+        "data": {
+            "name": str(place / "data"), "source": "dialogue", "target": "summary", "prompt": PROMPT,
+            "max_source_length": 160, "max_target_length": 24,
+        },
+        "lora": {"rank": 4, "alpha": 8},
+        "training": {"tokens_per_batch": 512, "epochs": 2},
+        "optimizer": {"learning_rate": 1e-2},
+        "evaluation": {"split": "validation", "max_new_tokens": 8},
+        "variants": {
+            "zero-shot": {"training.method": "none"}, "lora-4": {},
+            "full": {"training.method": "full", "optimizer.learning_rate": 1e-3},
+        },
+        "published": {"lora-4": {"rouge1": 40.81}},
+        "published_source": "a test",
+    }  # fmt: skip
+    (place / "tiny.yaml").write_text(json.dumps(recipe))
+    return place
+
+
+def loralab(place: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "loralab", *arguments],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def run(workshop: Path) -> dict[str, Any]:
+    done = loralab(workshop, "train", "tiny.yaml", "--json")
+    result: dict[str, Any] = json.loads(done.stdout)
+    assert "loss" in done.stderr and "in 0:0" in done.stderr, "progress goes to stderr"
+    return result
+
+
+@pytest.fixture(scope="module")
+def comparison(workshop: Path) -> tuple[dict[str, Any], Path]:
+    done = loralab(workshop, "compare", "tiny.yaml", "--json", "--out", "side-by-side")
+    return json.loads(done.stdout), workshop / "side-by-side"
+
+
+def test_a_run_folder_is_complete(workshop: Path, run: dict[str, Any]) -> None:
+    folder = workshop / run["run"]
+    assert {file.name for file in folder.iterdir()} == {
+        "recipe.yaml",
+        "metrics.jsonl",
+        "adapter",
+        "predictions.jsonl",
+        "record.json",
+    }
+    record = json.loads((folder / "record.json").read_text())
+    assert (
+        record["proof"]["reloaded_equal"] is True
+        and record["proof"]["merged_error"] <= record["proof"]["merged_tolerance"] == 1e-4
+    )
+    steps = read_lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in steps] == list(range(1, run["steps"] + 1))
+    assert steps[0]["learning_rate"] == 1e-2 and steps[-1]["learning_rate"] == pytest.approx(1e-2 / run["steps"])
+    assert np.mean([line["loss"] for line in steps[-3:]]) < steps[0]["loss"] - 0.2
+    assert record["trainable"] == 28 * 0 + sum(np.prod(t.shape) for t in _adapter_tensors(folder / "adapter"))
+    assert record["trained_on"]["rows"] == 60 and record["evaluated"]["rows"] == 12 and record["versions"]["torch"]
+    assert load_recipe(folder / "recipe.yaml").training.epochs == 2
+
+
+def _adapter_tensors(folder: Path) -> list[torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return list(load_file(folder / "adapter_model.safetensors").values())
+
+
+def test_scores_are_those_of_the_predictions(workshop: Path, run: dict[str, Any]) -> None:
+    rows = read_lines(workshop / run["run"] / "predictions.jsonl")
+    scorer = RougeScorer(["rouge1", "rougeLsum"], use_stemmer=True)
+    for row in rows:
+        expected = scorer.score(row["references"][0], row["prediction"])
+        assert row["rouge1"] == pytest.approx(100 * expected["rouge1"].fmeasure, abs=1e-6)  # stored with six digits
+    assert run["metrics"]["rouge1"]["value"] == pytest.approx(
+        np.mean([row["rouge1"] for row in rows]), abs=1e-6
+    )  # stored with six digits
+    tokens = np.array([row["target_tokens"] for row in rows])
+    losses = np.array([row["loss"] for row in rows])
+    assert run["metrics"]["loss"]["value"] == pytest.approx(
+        (losses * tokens).sum() / tokens.sum(), abs=1e-6
+    )  # stored with six digits
+    assert run["metrics"]["loss"]["low"] < run["metrics"]["loss"]["value"] < run["metrics"]["loss"]["high"]
+    assert rows[0]["prediction"] == rows[10]["prediction"] and rows[0]["source"] == rows[10]["source"]
+
+
+def test_the_loss_is_transformers_with_pefts_adapter(workshop: Path, run: dict[str, Any]) -> None:
+    """The number in the table, computed again by other people's code from what the run left on disk."""
+    base = T5ForConditionalGeneration.from_pretrained(workshop / "base", dtype=torch.float32)
+    model = PeftModel.from_pretrained(
+        base, run["adapter"] if Path(run["adapter"]).is_absolute() else workshop / run["adapter"]
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(workshop / run["adapter"])
+    for row in read_lines(workshop / run["run"] / "predictions.jsonl"):
+        prompt = PROMPT.format(dialogue=row["source"])
+        ids = tokenizer(prompt).input_ids
+        if len(ids) > 160:
+            continue
+        labels = torch.tensor([tokenizer(row["references"][0]).input_ids])
+        if labels.shape[1] > 24:
+            labels = torch.cat([labels[:, :23], torch.tensor([[1]])], dim=1)
+        with torch.no_grad():
+            loss = model(input_ids=torch.tensor([ids]), labels=labels).loss
+        assert row["loss"] == pytest.approx(loss.item(), abs=2e-5)  # fp32 sums in another order over ten nats
+        break
+    else:
+        pytest.fail("no row fits into 160 tokens uncut")
+
+
+def test_the_same_recipe_gives_the_same_adapter(workshop: Path, run: dict[str, Any]) -> None:
+    again = json.loads(loralab(workshop, "train", str(Path(run["run"]) / "recipe.yaml"), "--json").stdout)
+    assert again["run"] != run["run"], "the next free folder"
+    files = [workshop / result["adapter"] / "adapter_model.safetensors" for result in (run, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert again["metrics"] == run["metrics"]
+
+
+@pytest.mark.parametrize("what", ["run", "adapter"])
+def test_evaluate_gives_the_runs_own_numbers(what: str, workshop: Path, run: dict[str, Any]) -> None:
+    row = json.loads(loralab(workshop, "evaluate", run[what], "--json").stdout)
+    assert row["metrics"] == run["metrics"] and row["trainable"] and row["method"] == "lora"
+
+
+def test_generate_answers_texts(workshop: Path, run: dict[str, Any]) -> None:
+    rows = read_lines(workshop / run["run"] / "predictions.jsonl")[:2]
+    texts = [argument for row in rows for argument in ("--text", row["source"])]
+    answers = json.loads(loralab(workshop, "generate", run["run"], *texts, "--json").stdout)["answers"]
+    assert answers == [row["prediction"] for row in rows]
+    short = json.loads(loralab(workshop, "generate", run["adapter"], *texts, "--max-new-tokens", "1", "--json").stdout)[
+        "answers"
+    ]
+    assert all(len(a) <= len(b) for a, b in zip(short, answers, strict=True)) and short != answers
+
+
+def test_merge_gives_a_model_for_transformers(workshop: Path, run: dict[str, Any]) -> None:
+    loralab(workshop, "merge", run["run"], "--out", "merged")
+    model, tokenizer = load_model(str(workshop / "base"), dtype="float32", device="cpu")
+    load_adapter(model, workshop / run["adapter"])
+    merged = T5ForConditionalGeneration.from_pretrained(workshop / "merged").eval()
+    ids, labels = (torch.tensor([tokenizer(text).input_ids]) for text in ("Hello there, how are you?", "Fine."))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            merged(input_ids=ids, labels=labels).logits, model(input_ids=ids, labels=labels).logits
+        )
+    assert AutoTokenizer.from_pretrained(workshop / "merged")("Hello").input_ids == tokenizer("Hello").input_ids
+
+
+# compare
+
+
+def test_compare_prints_a_row_for_each_variant_and_floor(comparison: tuple[dict[str, Any], Path]) -> None:
+    results, out = comparison
+    rows = {row["variant"]: row for row in results["rows"]}
+    assert list(rows) == ["zero-shot", "lora-4", "full", "first two turns", "one sentence"]
+    assert [row["method"] for row in rows.values()] == ["none", "lora", "full", "floor", "floor"]
+    promised = {
+        "variant",
+        "method",
+        "trainable",
+        "total",
+        "adapter_bytes",
+        "seconds",
+        "flops",
+        "peak_memory_bytes",
+        "metrics",
+    }
+    assert all(promised <= set(row) for row in rows.values())
+    assert (
+        rows["full"]["trainable"] == rows["full"]["total"]
+        and 0 < rows["lora-4"]["trainable"] < rows["full"]["trainable"]
+    )
+    assert rows["lora-4"]["adapter_bytes"] == (out / "lora-4/adapter/adapter_model.safetensors").stat().st_size
+    assert rows["full"]["adapter_bytes"] == (out / "full/model/model.safetensors").stat().st_size
+    for name, row in rows.items():
+        assert set(row["metrics"]) == {"rouge1", "rouge2", "rougeL", "rougeLsum"} | (
+            set() if row["method"] == "floor" else {"loss"}
+        )
+        assert all((m["p_vs_first"] is None) == (name == "zero-shot") for m in row["metrics"].values())
+    assert rows["full"]["metrics"]["loss"]["value"] < rows["zero-shot"]["metrics"]["loss"]["value"]
+    assert rows["lora-4"]["metrics"]["loss"]["p_vs_first"] < 0.05
+    assert results == json.loads((out / "results.json").read_text()) and results["published"] == {
+        "lora-4": {"rouge1": 40.81}
+    }
+    assert (out / "table.md").read_text().count("\n") == 7
+
+
+def test_the_full_variants_model_is_evaluated_again(comparison: tuple[dict[str, Any], Path], workshop: Path) -> None:
+    results, out = comparison
+    row = json.loads(loralab(workshop, "evaluate", str(out / "full"), "--json").stdout)
+    stored = next(row for row in results["rows"] if row["variant"] == "full")["metrics"]
+    assert {name: m["value"] for name, m in row["metrics"].items()} == pytest.approx(
+        {name: m["value"] for name, m in stored.items()}, abs=1e-6
+    )  # six digits
+
+
+def test_the_printed_table_fits_a_terminal(comparison: tuple[dict[str, Any], Path]) -> None:
+    from loralab.compare import report
+
+    text = report(comparison[0])
+    assert max(map(len, text.splitlines()[:-1])) <= 80, "all but the path in the last line"
+    for expected in (
+        "zero-shot",
+        "lora-4",
+        "published 40.81",
+        "one constant sentence",
+        "ROUGE-Lsum",
+        "is UNDER",
+        "p<.001",
+    ):
+        assert expected in text
+
+
+def test_a_failed_variant_is_reported_and_the_others_kept(workshop: Path) -> None:
+    arguments = [
+        "variants.lora-4.lora.rules=[nope]",
+        "training.epochs=1",
+        "variants=[zero-shot, lora-4]",
+        "--out",
+        "with-failure",
+    ]
+    done = loralab(workshop, "compare", "tiny.yaml", *arguments, code=1)
+    assert "lora-4 failed with exit code 2" in done.stderr and "matches no module" in done.stderr
+    assert "failed" in done.stdout and "zero-shot" in done.stdout
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "tiny.yaml", "lora.rnak=4"], "lora.rnak: unknown key. Did you mean 'rank'?"),
+        (["train", "tiny.yaml", "lora.rules=[Attention.w]"], "The rule 'Attention.w' matches no module of this model."),
+        (["train", "tiny.yaml", "data.source=dialog"], "no column 'dialog'"),
+        (["train", "tiny.yaml", "evaluation.split=test"], "has no split 'test'"),
+        (["train", "tiny.yaml", "model.name=./nowhere"], "There is no folder ./nowhere"),
+        (["train", "tinny.yaml"], "There is no recipe file tinny.yaml"),
+        (["train", "tiny.yaml", "--out", "data"], "data is there already and not empty"),
+        (["train", "tiny.yaml", "data.name=empty"], "empty/train.jsonl: has no rows"),
+        (["train", "tiny.yaml", "data.name=cut-off"], "cut-off/train.jsonl.gz, after line"),
+        (["train", "tiny.yaml", "data.name=no-json"], "no-json/train.jsonl, line 2: not JSON"),
+        (["evaluate", "base"], "base is neither a run"),
+        (["evaluate", "nowhere"], "There is no folder nowhere"),
+        (["generate", "base"], "Nothing to answer: give --text TEXT."),
+        (["compare", "tiny.yaml", "variants={}", "published={}"], "has no variants to compare"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(arguments: list[str], message: str, workshop: Path) -> None:
+    done = loralab(workshop, *arguments, code=2)
+    assert message in done.stderr and done.stdout == ""
+
+
+def test_an_adapter_for_another_base_is_refused(workshop: Path, run: dict[str, Any], data_folder: Path) -> None:
+    make_t5(workshop / "other", "untied", seed=5, tokenizer=data_folder / "tokenizers/t5", vocabulary=32128)
+    done = loralab(workshop, "evaluate", run["adapter"], "--base", "other", code=2)
+    assert "was trained on the base" in done.stderr and "have other values" in done.stderr
+
+
+def test_a_base_that_has_moved_is_found_with_base(workshop: Path, run: dict[str, Any]) -> None:
+    (workshop / "moved").symlink_to(workshop / "base")
+    row = json.loads(loralab(workshop, "evaluate", run["run"], "--base", "moved", "--json").stdout)
+    assert row["metrics"] == run["metrics"]
+
+
+def test_a_run_that_has_not_finished_says_so(workshop: Path, run: dict[str, Any]) -> None:
+    half = workshop / "half"
+    half.mkdir()
+    (half / "recipe.yaml").write_text((workshop / run["run"] / "recipe.yaml").read_text())
+    assert "has not finished" in loralab(workshop, "evaluate", "half", code=2).stderr

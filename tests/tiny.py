@@ -1,0 +1,56 @@
+"""Tiny random T5 folders as Transformers writes them, in the three layouts of the published checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5ForConditionalGeneration
+
+LAYOUTS = ("tied-scaled", "tied-unscaled", "untied")
+
+
+def make_t5(
+    folder: Path, layout: str = "tied-scaled", seed: int = 0, tokenizer: Path | None = None, vocabulary: int = 120
+) -> Path:
+    """A random T5 of a few thousand weights; v1.0 for the first layout, gated v1.1 for the others. More encoder than decoder layers."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": vocabulary, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4,
+        "decoder_start_token_id": 0, "initializer_factor": 1.0,
+        "feed_forward_proj": "relu" if layout == "tied-scaled" else "gated-gelu",
+    }  # fmt: skip
+    if layout != "tied-scaled":
+        settings["tie_word_embeddings"] = False
+    model = T5ForConditionalGeneration(T5Config(**settings))
+    model.save_pretrained(folder)
+    if layout == "untied":  # as the published FLAN files are: a head of its own, and the config of older libraries
+        weights = load_file(folder / "model.safetensors")
+        weights["lm_head.weight"] = torch.randn(vocabulary, 32)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((folder / "config.json").read_text())
+        config["tie_word_embeddings"] = False
+        config.pop("scale_decoder_outputs", None)
+        (folder / "config.json").write_text(json.dumps(config))
+    if tokenizer is not None:
+        for file in tokenizer.iterdir():
+            shutil.copy(file, folder)
+    return folder
+
+
+def shard(folder: Path, count: int = 3) -> Path:
+    """Splits the folder's weight file into shards with an index, as large models come."""
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    index = {}
+    for part in range(count):
+        file = f"model-{part + 1:05}-of-{count:05}.safetensors"
+        chunk = names[part::count]
+        save_file({name: weights[name] for name in chunk}, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(chunk, file)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return folder
