@@ -14,12 +14,12 @@ from loralab.on_torch.dropout import drop
 
 
 def attention(q_BHQE: Tensor, k_BHKE: Tensor, v_BHKE: Tensor, bias_BHQK: Tensor | None, rate: float) -> Tensor:
-    """[B, H, Q, E]. No 1/√E, softmax in fp32; `rate` of the weights are dropped."""
+    """[B, H, Q, E]. No 1/√E; `rate` of the weights are dropped."""
     on_cpu, single = q_BHQE.device.type == "cpu", q_BHQE.shape[2] == 1
     if not (on_cpu and (rate or single)):
         return F.scaled_dot_product_attention(q_BHQE, k_BHKE, v_BHKE, bias_BHQK, dropout_p=rate, scale=1.0)
     scores_BHQK = q_BHQE @ k_BHKE.transpose(-1, -2)
     if bias_BHQK is not None:
         scores_BHQK = scores_BHQK + bias_BHQK
-    weights_BHQK = torch.softmax(scores_BHQK, -1, dtype=torch.float32).to(q_BHQE.dtype)
+    weights_BHQK = torch.softmax(scores_BHQK, -1)  # in bf16 too it sums in fp32 and rounds once, at the end
     return drop(weights_BHQK, rate) @ v_BHKE
