@@ -8,11 +8,11 @@ INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check format constraints clean
+.PHONY: help setup test torture check format constraints clean
 
 # Nothing but an installation needs a network.
-test check: export HF_HUB_OFFLINE := 1
-test check: export HF_DATASETS_OFFLINE := 1
+test torture check: export HF_HUB_OFFLINE := 1
+test torture check: export HF_DATASETS_OFFLINE := 1
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -28,6 +28,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 test: setup ## every test, without a network
 	$(BIN)/pytest -q
+
+torture: setup ## a run killed 200 times at random moments, and what became of it
+	LORALAB_KILLS=200 $(BIN)/pytest -q tests/test_resume.py -k killed
 
 check: setup ## style, types, spelling, the rules about imports, and the documents
 	$(BIN)/ruff check

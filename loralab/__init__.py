@@ -9,12 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loralab.config import Recipe, load_recipe
+    from loralab.config import Recipe
     from loralab.errors import LoralabError, UserError
     from loralab.on_torch.attach import Adapter, attach
     from loralab.on_torch.generate import generate
     from loralab.on_torch.load import load_model
     from loralab.on_torch.stored import load_adapter
+    from loralab.recipe_file import load_recipe
     from loralab.spec import LoRASpec
 
 __version__ = "0.1.0"
@@ -29,7 +30,7 @@ _HOME = {
     "generate": "loralab.on_torch.generate",
     "load_adapter": "loralab.on_torch.stored",
     "load_model": "loralab.on_torch.load",
-    "load_recipe": "loralab.config",
+    "load_recipe": "loralab.recipe_file",
 }
 
 __all__ = [

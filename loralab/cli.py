@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from loralab.errors import LoralabError
+from loralab.errors import LoralabError, Stopped
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="loralab",
@@ -29,23 +33,26 @@ Trained = Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="A run's fo
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The new folder; default: the next free runs/NAME.")
 ]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out, or with the run that RECIPE names.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; all else goes to stderr.")]
 Base = Annotated[str | None, typer.Option("--base", metavar="NAME", help="The base model, where it has moved.")]
 
 
 @app.command()
-def train(recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
+def train(
+    recipe: RecipeName, overrides: Overrides = None, out: Out = None, resume: Resume = False, as_json: AsJson = False
+) -> None:
     """Train one recipe, then evaluate it.
 
     Example: loralab train flan-t5-base-dialogsum lora.rank=32 --out runs/rank-32
     """
-    from loralab.config import load_recipe
-    from loralab.run import new_folder
+    from loralab.run import recipe_and_folder
     from loralab.train import train as run
 
-    settings = load_recipe(recipe, overrides or [])
-    folder = new_folder(out, settings.name)
-    record = run(settings, folder)
+    settings, folder = recipe_and_folder(recipe, overrides or [], out, resume)
+    folder, record = run(settings, folder, resume)
     keys = ("steps", "tokens_per_second", "seconds")
     result = {"run": str(folder), "adapter": record.get("saved"), "metrics": record["metrics"]}
     result |= {key: record.get(key) for key in keys}
@@ -53,16 +60,19 @@ def train(recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_j
 
 
 @app.command()
-def compare(recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
+def compare(
+    recipe: RecipeName, overrides: Overrides = None, out: Out = None, resume: Resume = False, as_json: AsJson = False
+) -> None:
     """Run every variant of a recipe and print one table.
 
     Example: loralab compare flan-t5-base-dialogsum data.max_train_rows=1000
     """
     from loralab.compare import compare as run
     from loralab.compare import report
-    from loralab.config import load_recipe
+    from loralab.run import recipe_and_folder
 
-    results = run(load_recipe(recipe, overrides or []), out)
+    settings, folder = recipe_and_folder(recipe, overrides or [], out, resume)
+    results = run(settings, folder, resume)
     _finish(results, as_json, report(results))
     if any(row.get("failed") for row in results["rows"]):
         raise typer.Exit(1)
@@ -74,7 +84,7 @@ def evaluate(trained: Trained, overrides: Overrides = None, base: Base = None, a
 
     Example: loralab evaluate runs/rank-32/adapter evaluation.split=validation
     """
-    from loralab.train import evaluate_saved
+    from loralab.use import evaluate_saved
 
     row = evaluate_saved(trained, overrides or [], base)
     _finish(row, as_json, _scores(row["metrics"]))
@@ -97,7 +107,7 @@ def generate(
 
     Example: loralab generate runs/rank-32 --text "Tom: Lunch? Ann: At one."
     """
-    from loralab.train import answer
+    from loralab.use import answer
 
     answers = answer(trained, text or [], overrides or [], base, max_new_tokens)
     _finish({"answers": answers}, as_json, "\n".join(answers))
@@ -114,7 +124,7 @@ def merge(
 
     Example: loralab merge runs/rank-32 --out merged
     """
-    from loralab.train import merge_saved
+    from loralab.use import merge_saved
 
     merge_saved(trained, out, base)
     _finish(
@@ -130,7 +140,7 @@ def recipes(as_json: AsJson = False) -> None:
 
     Example: loralab recipes
     """
-    from loralab.config import load_recipe, shipped_recipes
+    from loralab.recipe_file import load_recipe, shipped_recipes
 
     lines = {name: load_recipe(name).description for name in shipped_recipes()}
     _finish(lines, as_json, "\n".join(f"{name:<26} {description}" for name, description in lines.items()))
@@ -157,15 +167,18 @@ def _scores(metrics: dict[str, dict[str, float]]) -> str:
 
 def main() -> NoReturn:
     """The console script."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a termination ends things as Ctrl-C does
     try:
         app()
     except LoralabError as error:
         print(f"loralab: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nloralab: interrupted.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(130 if isinstance(error, Stopped) else 2)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"loralab: the disk is full ({error}). Make room; a run goes on with --resume.", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)

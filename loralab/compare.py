@@ -20,30 +20,48 @@ from typing import Any
 
 from loralab.config import Recipe
 from loralab.data.sources import Split
-from loralab.errors import RecipeError
+from loralab.errors import RecipeError, Stopped
 from loralab.evaluate import Scores, read_evaluation_rows, read_scores, score
 from loralab.metrics.floors import constant, lead
 from loralab.progress import clock, say
-from loralab.run import RECORD, new_folder, read_record, write_json, write_recipe, write_text
+from loralab.recipe_file import to_yaml
+from loralab.run import (
+    RECIPE,
+    RECORD,
+    check_free,
+    new_folder,
+    open_again,
+    read_record,
+    write_json,
+    write_recipe,
+    write_text,
+)
 from loralab.table import TITLES, Row, markdown_table, terminal_tables
 from loralab.train import read_training_rows
 
+STOPPED = 130  # the exit code of a run that was stopped after saving
 FLOORS = {"lead": "first two turns", "constant": "one sentence"}
 
 
-def compare(recipe: Recipe, out: Path | None) -> dict[str, Any]:
+def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str, Any]:
     """Runs every variant and writes the table; returns what results.json holds.
+
+    Args:
+        out: a new or empty folder; None takes the next free runs/NAME.
+        resume: keep the variants of `out` that have finished, go on with those that have not.
 
     Raises:
         RecipeError: the recipe has no variants.
     """
     if not recipe.variants:
         raise RecipeError(f"The recipe {recipe.name!r} has no variants to compare; `loralab train` runs it alone.")
-    rows, training_rows = (
-        read_evaluation_rows(recipe),
-        read_training_rows(recipe),
-    )  # found missing here, not after an hour
-    folder = new_folder(out, recipe.name)
+    if resume:
+        open_again(out, recipe)
+    else:
+        check_free(out)
+    rows = read_evaluation_rows(recipe)  # a missing split or column is found here, not after an hour
+    training_rows = read_training_rows(recipe)
+    folder = out if resume and out is not None else new_folder(out, recipe.name)
     write_recipe(folder, recipe)
     _run_variants(recipe, folder)
     results = gather(recipe, folder, rows, training_rows)
@@ -72,24 +90,22 @@ def _run_variants(recipe: Recipe, folder: Path) -> None:
         say(f"\n[{index + 1}/{len(names)}] {name}{left}")
         recipe_file = folder / "recipes" / f"{name}.yaml"
         recipe_file.parent.mkdir(exist_ok=True)
-        write_text(recipe_file, _variant_yaml(recipe, name))
+        write_text(recipe_file, to_yaml(recipe.variant(name)))
         _run(recipe_file, folder / name)
 
 
-def _variant_yaml(recipe: Recipe, name: str) -> str:
-    from loralab.config import to_yaml
-
-    return to_yaml(recipe.variant(name))
-
-
 def _run(recipe_file: Path, out: Path) -> None:
-    command = [sys.executable, "-m", "loralab", "train", str(recipe_file), "--out", str(out), "--json"]
+    again = ["--resume"] if (out / RECIPE).exists() else []
+    command = [sys.executable, "-m", "loralab", "train", str(recipe_file), "--out", str(out), "--json", *again]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        process.wait()  # it has been interrupted too; let it end
-        raise
+        process.terminate()  # a terminal has told it too, other senders have not; it saves its checkpoint and ends
+        process.wait()
+        code = STOPPED
+    if code == STOPPED:
+        raise Stopped(f"Stopped in {out.name}. Go on with: loralab compare {out.parent} --resume")
     if code:
         say(
             f"{out.name} failed with exit code {code}; the other variants go on."

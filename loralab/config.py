@@ -1,23 +1,18 @@
 """A recipe: everything that one training run, or one comparison of several, is made from.
 
-YAML (1.2) with dotted overrides, `lora.rank=32`. Each field below is its own documentation: the JSON Schema is made
+Each field below is its own documentation: the JSON Schema is made
 from it. Every mistake is reported at once, with the nearest names; a key that means nothing is a mistake.
 """
 
 from __future__ import annotations
 
 import copy
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from loralab.errors import RecipeError, nearest
+from loralab.errors import nearest
 from loralab.metrics import METRICS
 from loralab.spec import LoRASpec
 
@@ -90,6 +85,14 @@ class TrainingSettings(Settings):
     """Rows a step."""
     tokens_per_batch: Count | None = None
     """Or padded tokens a step, source and target together: long rows come in small batches. 4096 where neither is given."""
+    accumulate: Count = 1
+    """Batches a step: their gradients are added up, each target token weighing the same."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the loss that goes to the whole vocabulary instead of the label. Reported losses are without it."""
+    gradient_checkpointing: bool = False
+    """Keep less for the backward pass and compute it again: less memory, about a third more time."""
+    save_every: Count = 200
+    """Steps between two checkpoints, from which `--resume` goes on."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 42
     """Of the order of rows, of dropout, and of LoRA's start."""
 
@@ -112,12 +115,22 @@ class OptimizerSettings(Settings):
     """The highest one. LoRA takes about ten times that of full fine-tuning."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled."""
+    lora_plus_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """How many times the rate LoRA's B takes that of the rest (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354)."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the steps over which the rate rises from zero."""
+    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Or their number."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How it falls afterwards: to zero, or not at all."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """The gradient is shortened to this length; null leaves it."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> OptimizerSettings:
+        if self.warmup_ratio and self.warmup_steps:
+            raise ValueError("warmup_ratio and warmup_steps are both given; set one of them to 0")
+        return self
 
 
 class EvaluationSettings(Settings):
@@ -191,118 +204,11 @@ class Recipe(Settings):
     def variant(self, name: str) -> Recipe:
         """The recipe of one variant."""
         tree = self.model_dump(mode="json", exclude={"variants", "published", "published_source"})
-        return Recipe.model_validate(_with_variant(tree, self.variants[name]) | {"name": name})
+        return Recipe.model_validate(with_overrides(tree, self.variants[name]) | {"name": name})
 
 
-# Reading
-
-
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a file, or of a shipped name, with overrides such as "lora.rank=32" applied.
-
-    Raises:
-        RecipeError: all mistakes of the file, of the overrides and of every variant, at once.
-    """
-    text, name = _read(str(name_or_path))
-    tree = {"name": name} | parse_tree(text, str(name_or_path))
-    return recipe_from_tree(tree, overrides, str(name_or_path))
-
-
-def recipe_from_tree(tree: Tree, overrides: Sequence[str], where: str) -> Recipe:
-    """The recipe of settings that were read already, with overrides applied; raises RecipeError as `load_recipe` does."""
-    tree = copy.deepcopy(tree)
-    mistakes = [mistake for override in overrides if (mistake := _apply(tree, override))]
-    mistakes += _check(tree)
-    if mistakes:
-        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-        raise RecipeError(f"{count} in the recipe {where}:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
-    return Recipe.model_validate(tree)
-
-
-def shipped_recipes() -> dict[str, str]:
-    """Name -> text of every recipe that comes with loralab."""
-    folder = resources.files("loralab") / "recipes"
-    return {
-        file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8")
-        for file in sorted(folder.iterdir(), key=lambda file: file.name)
-        if file.name.endswith(".yaml")
-    }
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The whole recipe, defaults included; it can be fed back."""
-    stream = io.StringIO()
-    yaml = YAML()
-    yaml.width = 120
-    yaml.dump(recipe.model_dump(mode="json"), stream)
-    return stream.getvalue()
-
-
-def _read(name_or_path: str) -> tuple[str, str]:
-    path = Path(name_or_path)
-    if path.is_file():
-        return path.read_text(encoding="utf-8"), path.stem
-    shipped = shipped_recipes()
-    if name_or_path in shipped:
-        return shipped[name_or_path], name_or_path
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise RecipeError(f"There is no recipe file {name_or_path}.")
-    raise RecipeError(
-        f"There is no recipe {name_or_path!r}, neither a file nor a shipped one. {nearest(name_or_path, shipped)}"
-    )
-
-
-def parse_tree(text: str, where: str) -> Tree:
-    """The settings in a YAML text, unchecked."""
-    try:
-        tree = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise RecipeError(f"{where} is not YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{where} holds {type(tree).__name__}, not a mapping of settings.")
-    return tree
-
-
-# Overrides
-
-
-def _apply(tree: Tree, override: str) -> str | None:
-    """Applies one override in place; returns the mistake where there is one."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        return f"{override!r}: an override is written key=value, such as lora.rank=32"
-    try:
-        value = _value(text)
-    except YAMLError:
-        return f"{key}: {text!r} is not a YAML value; put it in quotes"
-    if key == "variants" and isinstance(value, list):
-        return _choose_variants(tree, value)
-    return _set(tree, key.split("."), value, key)
-
-
-def _value(text: str) -> Any:
-    """A YAML value; lists and mappings in brackets only, so that `data.prompt=Headline: {text}` is the text that it looks like."""
-    if text.lstrip()[:1] in ("{", "[", '"', "'"):
-        return YAML(typ="safe", pure=True).load(text)
-    try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        return text
-    return text if isinstance(value, (dict, list)) else value
-
-
-def _choose_variants(tree: Tree, names: list[Any]) -> str | None:
-    """`variants=[zero-shot, lora-8]` keeps these of the recipe's variants, in this order."""
-    known = tree.get("variants") or {}
-    for name in names:
-        if name not in known:
-            return f"variants: there is no variant {name!r}. {nearest(str(name), known)}"
-    tree["variants"] = {name: known[name] for name in names}
-    tree["published"] = {name: figures for name, figures in (tree.get("published") or {}).items() if name in names}
-    return None
-
-
-def _set(tree: Tree, path: list[str], value: Any, key: str) -> str | None:
+def set_key(tree: Tree, path: list[str], value: Any, key: str) -> str | None:
+    """Sets one dotted key in place; a variant's overrides stay dotted. Returns the mistake where there is one."""
     if path[0] == "variants" and len(path) > 2:
         path = [*path[:2], ".".join(path[2:])]
     for part in path[:-1]:
@@ -315,81 +221,12 @@ def _set(tree: Tree, path: list[str], value: Any, key: str) -> str | None:
     return None
 
 
-def _with_variant(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
+def with_overrides(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
+    """A copy of the settings with dotted overrides applied."""
     tree = copy.deepcopy(tree)
     for key, value in overrides.items():
-        _set(tree, key.split("."), value, key)
+        set_key(tree, key.split("."), value, key)
     return tree
-
-
-# Checking
-
-
-def _check(tree: Tree) -> list[str]:
-    """Every mistake of the recipe, and those that only a variant has."""
-    mistakes = _mistakes(tree)
-    variants = tree.get("variants")
-    if not isinstance(variants, dict):
-        return mistakes
-    plain = {key: value for key, value in tree.items() if key not in ("variants", "published")}
-    for name, overrides in variants.items():
-        if isinstance(overrides, dict):
-            found = _mistakes(_with_variant(plain, overrides))
-            mistakes += [f"variants.{name}: {mistake}" for mistake in found if mistake not in mistakes]
-    return mistakes
-
-
-def _mistakes(tree: Tree) -> list[str]:
-    try:
-        Recipe.model_validate(tree)
-    except ValidationError as error:
-        found: dict[str, None] = {}
-        for mistake in error.errors():
-            found[_explain(mistake["type"], mistake["loc"], mistake["msg"], mistake["input"])] = None
-        return list(found)
-    return []
-
-
-def _explain(kind: str, location: Iterable[int | str], message: str, got: Any) -> str:
-    # Pydantic adds the name of each branch of a union to the location; only keys of the recipe mean something to the user.
-    path = [str(part) for part in location]
-    key = ".".join(_real(path))
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key. {nearest(path[-1], _keys(path[:-1]))}"
-    if kind == "missing":
-        return f"{key}: missing; the recipe must give it"
-    text = message.removeprefix("Value error, ")
-    if kind == "value_error" and isinstance(got, dict):
-        return f"{key}: {text}" if key else text
-    return f"{key}: {_sentence(kind, text)}; got {got!r}"
-
-
-def _sentence(kind: str, message: str) -> str:
-    return message.replace("Input should be", "expected").replace(
-        "String should match pattern '^p\\d\\d$'", "expected a percentile such as p85"
-    )
-
-
-def _real(path: list[str]) -> list[str]:
-    """The leading parts of a location that are keys of the recipe."""
-    model: Any = Recipe
-    kept: list[str] = []
-    for part in path:
-        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            model = model.model_fields[part].annotation
-        elif kept and (model is None or kept[-1] not in ("variants", "published")) and not isinstance(model, type):
-            break
-        kept.append(part)
-    return kept
-
-
-def _keys(path: list[str]) -> list[str]:
-    """The keys that a block of the recipe has."""
-    model: Any = Recipe
-    for part in path:
-        model = model.model_fields[part].annotation
-        model = next((m for m in (model, *get_args(model)) if isinstance(m, type) and issubclass(m, BaseModel)), Recipe)
-    return list(model.model_fields)
 
 
 def recipe_schema() -> Tree:

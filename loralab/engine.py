@@ -48,6 +48,7 @@ class Engine(Protocol):
     """One model, and how it is trained."""
 
     tokenizer: PreTrainedTokenizerBase
+    pad_id: int
     device: str
     dtype: str
     dtype_reason: str
@@ -56,7 +57,16 @@ class Engine(Protocol):
     summary: str
 
     def train_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
-        """One update from all of these batches, each target token weighing the same."""
+        """One update from all of these batches, each target token weighing the same; none where the result is not finite."""
+
+    def diagnose(self, batches: Sequence[Batch]) -> str:
+        """Which module first gives numbers that are not finite, in words."""
+
+    def save_state(self, file: Path) -> None:
+        """Writes all that a later process needs to go on: what is trained, the optimizer, the random streams."""
+
+    def load_state(self, file: Path) -> None:
+        """Goes back to what `save_state` wrote."""
 
     def losses(self, batch: Batch) -> NDArray[np.float64]:
         """[B]: each row's loss in nats, summed over its target tokens; nothing is dropped out."""

@@ -8,7 +8,8 @@
     │   ├── ModelError                  a base model's folder, its files, or its settings
     │   ├── AdapterError                an adapter's files, or an adapter that does not fit its base
     │   └── RunError                    a run folder
-    └── MissingExtra (also an ImportError)   an optional library that is not installed; names the extra
+    ├── MissingExtra (also an ImportError)   an optional library that is not installed; names the extra
+    └── Stopped                         work was stopped from outside, after it was saved; says how to go on; exit code 130
 
 Each message says what was got, what was expected, and what to do. A broken promise of our own is an `assert`.
 """
@@ -49,6 +50,10 @@ class AdapterError(UserError):
 
 class RunError(UserError):
     """A run folder is missing, incomplete, or already taken."""
+
+
+class Stopped(LoralabError):
+    """Work was stopped from outside, after it was saved."""
 
 
 class MissingExtra(LoralabError, ImportError):

@@ -86,11 +86,9 @@ def row_losses(engine: Engine, encoded: EncodedSplit) -> Floats:
     """[rows]: each row's loss in nats, summed over its target tokens."""
     losses = np.zeros(len(encoded))
     progress = Progress("loss", len(encoded))
-    pad_id = engine.tokenizer.pad_token_id
-    assert isinstance(pad_id, int), "the tokenizer pads"
     done = 0
     for rows in evaluation_batches(encoded.source_lengths, encoded.target_lengths, tokens_per_batch=LOSS_TOKENS):
-        losses[rows] = engine.losses(collate(encoded, rows, pad_id))
+        losses[rows] = engine.losses(collate(encoded, rows, engine.pad_id))
         progress.update(done := done + len(rows))
     return losses
 

@@ -17,8 +17,9 @@ def say(text: str) -> None:
 class Progress:
     """`total` units of work under a label, with the time left."""
 
-    def __init__(self, label: str, total: int, stream: TextIO | None = None) -> None:
-        self.label, self.total, self.stream = label, total, stream or sys.stderr
+    def __init__(self, label: str, total: int, stream: TextIO | None = None, done: int = 0) -> None:
+        """`done`: units that an earlier life of the run has done."""
+        self.label, self.total, self.stream, self.begun = label, total, stream or sys.stderr, done
         self.terminal = self.stream.isatty()
         self.started = self.shown = time.monotonic()
         self.width = 0
@@ -30,7 +31,7 @@ class Progress:
             return
         self.shown = now
         elapsed = now - self.started
-        left = elapsed / max(done, 1) * (self.total - done)
+        left = elapsed / max(done - self.begun, 1) * (self.total - done)
         ending = f"{clock(left)} left" if done < self.total else f"in {clock(elapsed)}"
         self._show(f"{self.label}  {done}/{self.total}  {note}{'  ' if note else ''}{ending}", final=done >= self.total)
 

@@ -20,8 +20,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from loralab.config import Recipe, recipe_from_tree, to_yaml
+from loralab.config import Recipe
 from loralab.errors import RunError
+from loralab.recipe_file import load_recipe, parse_tree, recipe_from_tree, to_yaml
 from loralab.spec import LoRASpec
 
 RECIPE, METRICS, PREDICTIONS, RECORD = "recipe.yaml", "metrics.jsonl", "predictions.jsonl", "record.json"
@@ -31,9 +32,8 @@ HOME = Path("runs")
 
 def new_folder(out: Path | None, name: str) -> Path:
     """The folder for a new run: `out`, which must be empty or not there yet, or the next free runs/NAME, runs/NAME-2, …"""
+    check_free(out)
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise RunError(f"{out} is there already and not empty. Give another --out, or remove it.")
         out.mkdir(parents=True, exist_ok=True)
         return out
     taken = 1
@@ -41,6 +41,40 @@ def new_folder(out: Path | None, name: str) -> Path:
         taken += 1
     folder.mkdir(parents=True)
     return folder
+
+
+def recipe_and_folder(name: str, overrides: list[str], out: Path | None, resume: bool) -> tuple[Recipe, Path | None]:
+    """The recipe of a file, a shipped name or, to go on with it, a run's folder; and the folder to work in."""
+    if resume and (Path(name) / RECIPE).exists():
+        return load_recipe(Path(name) / RECIPE, overrides), out or Path(name)
+    return load_recipe(name, overrides), out
+
+
+def check_free(out: Path | None) -> None:
+    """Raises RunError where a folder cannot become a new run's."""
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is there already and not empty. Go on with --resume, give another --out, or remove it.")
+
+
+def open_again(out: Path | None, recipe: Recipe) -> None:
+    """Raises RunError where the folder's run cannot be gone on with, by this recipe."""
+    if out is None or not (out / RECIPE).exists():
+        raise RunError("There is nothing to resume: give the run's folder, as in `loralab train runs/NAME --resume`.")
+    stored, given = (recipe_tree(each) for each in (recipe_from_tree(_recipe_tree(out), [], str(out)), recipe))
+    if changed := [key for key in stored | given if stored.get(key) != given.get(key)]:
+        raise RunError(
+            f"The run in {out} was started with another recipe: {', '.join(changed)} changed. Start a new run with another --out."
+        )
+
+
+def recipe_tree(recipe: Recipe) -> dict[str, Any]:
+    """Every setting of a recipe by its dotted key."""
+    tree = recipe.model_dump(mode="json")
+    blocks = {
+        key: value for key, value in tree.items() if isinstance(value, dict) and key not in ("variants", "published")
+    }
+    flat = {f"{block}.{key}": value for block, settings in blocks.items() for key, value in settings.items()}
+    return flat | {key: value for key, value in tree.items() if key not in blocks}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -106,8 +140,6 @@ def find_trained(path: Path, overrides: list[str], base: str | None) -> tuple[Re
 
 
 def _recipe_tree(path: Path) -> dict[str, Any]:
-    from loralab.config import parse_tree
-
     return parse_tree((path / RECIPE).read_text(encoding="utf-8"), str(path / RECIPE))
 
 

@@ -9,7 +9,7 @@ from loralab.config import OptimizerSettings
 
 def rate_at(step: int, total: int, settings: OptimizerSettings) -> float:
     """The learning rate of step 0, 1, …, total − 1; with linear, the same as Transformers' `get_linear_schedule_with_warmup`."""
-    warmup = math.ceil(settings.warmup_ratio * total)
+    warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * total)
     if step < warmup:
         return settings.learning_rate * step / warmup
     gone = (step - warmup) / max(1, total - warmup)

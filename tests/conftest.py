@@ -25,3 +25,11 @@ def data_folder() -> Path:
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(message)
     pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def workshop(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See workshop.py."""
+    from workshop import furnish
+
+    return furnish(tmp_path_factory.mktemp("workshop"), data_folder)

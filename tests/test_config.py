@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from loralab.config import Recipe, load_recipe, recipe_from_tree, recipe_schema, shipped_recipes, to_yaml
+from loralab.config import Recipe, recipe_schema
 from loralab.errors import RecipeError
+from loralab.recipe_file import load_recipe, recipe_from_tree, shipped_recipes, to_yaml
 
 SMALL = """
 model: {name: some/model}

@@ -29,8 +29,8 @@ import typer
 from ruamel.yaml import YAML, YAMLError
 
 from loralab.cli import app
-from loralab.config import load_recipe, shipped_recipes
 from loralab.errors import UserError
+from loralab.recipe_file import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

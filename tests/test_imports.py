@@ -26,9 +26,10 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A new file or folder of loralab/ gets its place here.
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
-    {"spec", "config", "metrics"},
+    {"spec", "config", "recipe_file", "metrics"},
     {"targets", "fingerprint", "adapter", "data", "families", "run", "progress", "schedule", "table", "engine"},
-    {"train", "evaluate"},
+    {"checkpoint", "loop", "evaluate"},
+    {"train", "use"},
     {"compare", "plan"},
     {"cli", "__main__"},
 )

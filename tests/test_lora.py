@@ -257,6 +257,8 @@ def test_several_named_adapters_one_active() -> None:
     assert torch.equal(torch.cat(model(x)), base)
     with pytest.raises(AdapterError, match="an adapter named 'a' already"):
         attach(model, LoRASpec(rank=2, rules="q"), "a")
+    with pytest.raises(AdapterError, match="a word without dots"):
+        attach(model, LoRASpec(rank=2, rules="q"), "a.b")
 
 
 @pytest.mark.parametrize(("init", "std"), [("kaiming", INPUTS**-0.5 / 3**0.5), ("gaussian", 1 / 8), ("normal", 1.0)])

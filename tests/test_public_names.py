@@ -36,8 +36,8 @@ INTERFACE = {
     "load_recipe": "name_or_path overrides",
 }
 COMMANDS = {
-    "train": "recipe overrides --json --out",
-    "compare": "recipe overrides --json --out",
+    "train": "recipe overrides --json --out --resume",
+    "compare": "recipe overrides --json --out --resume",
     "evaluate": "trained overrides --base --json",
     "generate": "trained overrides --base --json --max-new-tokens --text",
     "merge": "trained --base --json --out",

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
-import subprocess
-import sys
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,67 +13,11 @@ from peft import PeftModel
 from rouge_score.rouge_scorer import RougeScorer
 from tiny import make_t5
 from transformers import AutoTokenizer, T5ForConditionalGeneration
+from workshop import PROMPT, loralab
 
 from loralab import load_adapter, load_model
-from loralab.config import load_recipe
+from loralab.recipe_file import load_recipe
 from loralab.run import read_lines
-
-PROMPT = "Summarize: {dialogue}\nSummary: "
-
-
-@pytest.fixture(scope="module")
-def workshop(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny base, 60 + 12 real rows (two dialogues stand there twice), and a recipe."""
-    place = tmp_path_factory.mktemp("workshop")
-    make_t5(place / "base", "untied", tokenizer=data_folder / "tokenizers/t5", vocabulary=32128)
-    (place / "data").mkdir()
-    for split, count in (("train", 60), ("validation", 10)):
-        with gzip.open(data_folder / f"dialogsum/{split}.jsonl.gz", "rt", encoding="utf-8") as file:
-            lines = list(islice(file, count))
-        if split == "validation":
-            lines += [json.dumps(json.loads(line) | {"summary": "A second reference."}) + "\n" for line in lines[:2]]
-        (place / f"data/{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    rows = (place / "data/train.jsonl").read_bytes()
-    damaged = {"empty/train.jsonl": b"", "cut-off/train.jsonl.gz": gzip.compress(rows)[:-500]}
-    damaged["no-json/train.jsonl"] = rows.replace(b'{"id": "train_1"', b'"id": "train_1"', 1)
-    for name, content in damaged.items():
-        (place / name).parent.mkdir()
-        (place / name).write_bytes(content)
-        (place / name).with_name("validation.jsonl").write_bytes((place / "data/validation.jsonl").read_bytes())
-    recipe = {
-        "model": {"name": str(place / "base"), "dtype": "float32", "device": "cpu"},
-        "data": {
-            "name": str(place / "data"), "source": "dialogue", "target": "summary", "prompt": PROMPT,
-            "max_source_length": 160, "max_target_length": 24,
-        },
-        "lora": {"rank": 4, "alpha": 8},
-        "training": {"tokens_per_batch": 512, "epochs": 2},
-        "optimizer": {"learning_rate": 1e-2},
-        "evaluation": {"split": "validation", "max_new_tokens": 8},
-        "variants": {
-            "zero-shot": {"training.method": "none"}, "lora-4": {},
-            "full": {"training.method": "full", "optimizer.learning_rate": 1e-3},
-        },
-        "published": {"lora-4": {"rouge1": 40.81}},
-        "published_source": "a test",
-    }  # fmt: skip
-    (place / "tiny.yaml").write_text(json.dumps(recipe))
-    return place
-
-
-def loralab(place: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "loralab", *arguments],
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +140,25 @@ def test_merge_gives_a_model_for_transformers(workshop: Path, run: dict[str, Any
             merged(input_ids=ids, labels=labels).logits, model(input_ids=ids, labels=labels).logits
         )
     assert AutoTokenizer.from_pretrained(workshop / "merged")("Hello").input_ids == tokenizer("Hello").input_ids
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_another_architecture_goes_the_same_way(method: str, workshop: Path) -> None:
+    settings = [
+        "model.name=bart",
+        "lora.rules=[q_proj, v_proj]",
+        f"training.method={method}",
+        "--out",
+        f"bart-{method}",
+    ]
+    result = json.loads(loralab(workshop, "train", "tiny.yaml", *settings, "--json").stdout)
+    steps = read_lines(workshop / result["run"] / "metrics.jsonl")
+    assert np.mean([line["loss"] for line in steps[-3:]]) < steps[0]["loss"] - 0.1
+    row = json.loads(loralab(workshop, "evaluate", result["run"], "--json").stdout)
+    assert row["metrics"] == result["metrics"]
+    if method == "lora":
+        loralab(workshop, "merge", result["run"], "--out", "bart-merged")
+        assert (workshop / "bart-merged/config.json").exists()
 
 
 # compare

@@ -18,7 +18,7 @@ from loralab.on_torch.attach import fingerprint
 from loralab.on_torch.attention import attention
 from loralab.on_torch.device import choose_device, choose_dtype
 from loralab.on_torch.dropout import Dropout, keep_mask
-from loralab.on_torch.step import Optimizer
+from loralab.on_torch.optimizer import Optimizer
 from loralab.progress import Progress, clock
 from loralab.schedule import rate_at
 from loralab.table import layout, memory, p_text
@@ -124,7 +124,7 @@ def test_bf16_weights_learn_through_fp32_copies() -> None:
     settings = OptimizerSettings(learning_rate=1e-4, max_grad_norm=None)
     weights = [nn.Parameter(torch.ones(64, dtype=dtype)) for dtype in (torch.bfloat16, torch.float32)]
     for weight in weights:
-        optimizer = Optimizer([weight], settings)
+        optimizer = Optimizer([weight], [], settings)
         for _ in range(100):
             (weight.float() * torch.linspace(0.1, 1, 64)).sum().backward()
             optimizer.step(1e-4)
@@ -134,7 +134,7 @@ def test_bf16_weights_learn_through_fp32_copies() -> None:
 
 def test_the_gradient_is_clipped_and_its_length_told() -> None:
     weight = nn.Parameter(torch.zeros(4))
-    optimizer = Optimizer([weight], OptimizerSettings(max_grad_norm=1.0))
+    optimizer = Optimizer([weight], [], OptimizerSettings(max_grad_norm=1.0))
     (weight * torch.tensor([3.0, 0.0, 4.0, 0.0])).sum().backward()
     assert optimizer.step(1e-3) == pytest.approx(5.0)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 LAYOUTS = ("tied-scaled", "tied-unscaled", "untied")
 
@@ -38,6 +38,20 @@ def make_t5(
     if tokenizer is not None:
         for file in tokenizer.iterdir():
             shutil.copy(file, folder)
+    return folder
+
+
+def make_bart(folder: Path, tokenizer: Path) -> Path:
+    """A random BART that speaks T5's tokens: an architecture that is not one of ours."""
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=32128, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=256,
+        pad_token_id=0, bos_token_id=0, eos_token_id=1, decoder_start_token_id=0, forced_eos_token_id=None,
+    )  # fmt: skip
+    BartForConditionalGeneration(config).save_pretrained(folder)
+    for file in tokenizer.iterdir():
+        shutil.copy(file, folder)
     return folder
 
 

@@ -67,6 +67,8 @@ def attach(model: nn.Module, spec: LoRASpec, name: str = "default") -> Adapter:
 
 def attachment_for(model: nn.Module, name: str) -> Attachment:
     """What the model has attached already, if there is room for an adapter of this name."""
+    if not name or "." in name:
+        raise AdapterError(f"An adapter's name is a word without dots, not {name!r}.")
     attachment: Attachment = getattr(model, ATTRIBUTE, None) or Attachment()
     if name in attachment.adapters:
         raise AdapterError(f"The model has an adapter named {name!r} already; give another name to add a second one.")

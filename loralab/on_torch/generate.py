@@ -7,7 +7,7 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from loralab.on_torch.models.t5 import T5
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Answer = Callable[[Any, Tensor, Tensor, int], list[list[int]]]
 
 TOKENS_PER_BATCH = 16384  # padded source tokens that are generated from at once
 
@@ -45,6 +47,18 @@ def greedy(model: T5, input_ids: Tensor, attention_mask: Tensor, max_new_tokens:
     return answers
 
 
+@torch.inference_mode()
+def transformers_greedy(model: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[list[int]]:
+    """The same for an encoder-decoder of Transformers', by its own `generate`."""
+    if not model.config.is_encoder_decoder:
+        raise ModelError(f"Generation is there for encoder-decoder models so far; a {type(model).__name__} is none.")
+    output = model.generate(
+        input_ids=input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+    )
+    ends = {model.config.eos_token_id, model.config.pad_token_id}
+    return [[token for token in row[1:].tolist() if token not in ends] for row in output]
+
+
 def generate_ids(
     model: nn.Module,
     sources: Sequence[Sequence[int]],
@@ -53,8 +67,7 @@ def generate_ids(
     on_done: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """Greedy answers to encoded sources, in their order; the batches are of sources of like length. `on_done` hears how many are done."""
-    if not isinstance(model, T5):
-        raise ModelError(f"Generation is there for T5 so far; this model is a {type(model).__name__}.")
+    answer: Answer = greedy if isinstance(model, T5) else transformers_greedy
     was_training = model.training
     model.eval()
     answers: list[list[int]] = [[] for _ in sources]
@@ -63,8 +76,8 @@ def generate_ids(
         count = max(1, TOKENS_PER_BATCH // max(1, len(sources[order[0]])))
         rows, order = order[:count], order[count:]
         ids, mask = pad([sources[row] for row in rows], pad_id, next(model.parameters()).device)
-        for row, answer in zip(rows, greedy(model, ids, mask, max_new_tokens), strict=True):
-            answers[row] = answer
+        for row, tokens in zip(rows, answer(model, ids, mask, max_new_tokens), strict=True):
+            answers[row] = tokens
         if on_done is not None:
             on_done(len(sources) - len(order))
     model.train(was_training)

@@ -10,20 +10,24 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from loralab.config import OptimizerSettings, Recipe
+from loralab.config import Recipe
 from loralab.data.batches import Batch
 from loralab.engine import Proof, Step
 from loralab.on_torch.attach import Adapter, attach
 from loralab.on_torch.device import choose_device, choose_dtype
+from loralab.on_torch.diagnose import first_not_finite
 from loralab.on_torch.dropout import Dropout
 from loralab.on_torch.generate import generate_ids
 from loralab.on_torch.load import load_tokenizer, load_weights, model_folder, save_model
+from loralab.on_torch.loss import log_probabilities, smoothed
 from loralab.on_torch.memory import peak_memory
 from loralab.on_torch.models.t5 import IGNORED, T5
+from loralab.on_torch.optimizer import Optimizer, random_state, set_random_state
 from loralab.on_torch.stored import load_adapter
 
 MERGED_TOLERANCE = {
@@ -32,41 +36,15 @@ MERGED_TOLERANCE = {
 }  # fp32: sums in another order; bf16: W + sBA is rounded to 8 bits
 
 
-def token_losses(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+def token_losses(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy of each real target token, [N], row by row."""
     if isinstance(model, T5):
-        return model.token_losses(input_ids, attention_mask, labels)
+        return model.token_losses(input_ids, attention_mask, labels, smoothing)
     logits_BTV = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).logits
     real_BT = labels != IGNORED
-    return F.cross_entropy(logits_BTV[real_BT].float(), labels[real_BT], reduction="none")
-
-
-class Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101). Parameters in bf16 are updated through fp32 copies: in 8 bits of
-    mantissa most steps would round to nothing."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> None:
-        self.parameters = list(parameters)
-        self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.parameters]
-        self.max_grad_norm = settings.max_grad_norm
-        self.adamw = torch.optim.AdamW(self.masters, lr=0.0, weight_decay=settings.weight_decay, fused=True)
-
-    def step(self, learning_rate: float) -> float:
-        """One update; returns the gradient's length before clipping."""
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if master is not parameter:
-                master.grad = None if parameter.grad is None else parameter.grad.float()
-                parameter.grad = None
-        norm = nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm or float("inf"))
-        for group in self.adamw.param_groups:
-            group["lr"] = learning_rate
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
-                if master is not parameter:
-                    parameter.copy_(master)
-        return float(norm)
+    return smoothed(log_probabilities(logits_BTV[real_BT]), labels[real_BT], smoothing)
 
 
 class TorchEngine:
@@ -83,12 +61,15 @@ class TorchEngine:
         self.tokenizer = load_tokenizer(self.folder)
         torch.manual_seed(recipe.training.seed)
         self.adapter = self._prepare(trained)
-        self.optimizer: Optimizer | None = None
+        self.pad_id = int(self.tokenizer.pad_token_id or 0)
+        self._optimizer: Optimizer | None = None
 
     def _prepare(self, trained: Path | None) -> Adapter | None:
         method = self.recipe.training.method
         if self.recipe.model.dropout is not None:
             _set_dropout(self.model, self.recipe.model.dropout)
+        if self.recipe.training.gradient_checkpointing:
+            checkpoint_activations(self.model)
         self.model.requires_grad_(method == "full")
         if method != "lora":
             return None
@@ -114,15 +95,38 @@ class TorchEngine:
         return str(self.adapter) if self.adapter else f"Trained: {self.trainable:,} of {self.total:,} parameters."
 
     def train_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
-        if self.optimizer is None:
-            self.optimizer = Optimizer(self.parameters, self.recipe.optimizer)
         self.model.train()
         tokens, loss = sum(batch.num_target_tokens for batch in batches), 0.0
         for batch in batches:
-            part = token_losses(self.model, *self._tensors(batch)).sum() / tokens
+            smoothing = self.recipe.training.label_smoothing
+            part = token_losses(self.model, *self._tensors(batch), smoothing).sum() / tokens
             part.backward()
             loss += float(part.detach())
         return Step(loss, self.optimizer.step(learning_rate))
+
+    @property
+    def optimizer(self) -> Optimizer:
+        if self._optimizer is None:
+            self._optimizer = Optimizer(self.parameters, self._twins(), self.recipe.optimizer)
+        return self._optimizer
+
+    def _twins(self) -> list[nn.Parameter]:
+        """LoRA's B matrices, which LoRA+ trains at a rate of their own."""
+        return [] if self.adapter is None else [update.B for update in self.adapter.updates.values()]
+
+    def diagnose(self, batches: Sequence[Batch]) -> str:
+        return first_not_finite(self.model, [self._tensors(batch) for batch in batches])
+
+    def save_state(self, file: Path) -> None:
+        try:
+            save_file(self.optimizer.state() | random_state(), file)
+        except SafetensorError as error:  # its word for a full disk
+            raise OSError(str(error)) from error
+
+    def load_state(self, file: Path) -> None:
+        state = load_file(file)
+        self.optimizer.load(state)
+        set_random_state(state)
 
     @torch.inference_mode()
     def losses(self, batch: Batch) -> NDArray[np.float64]:
@@ -135,9 +139,7 @@ class TorchEngine:
     def generate(
         self, source_ids: Sequence[Sequence[int]], max_new_tokens: int, on_done: Callable[[int], None] | None = None
     ) -> list[list[int]]:
-        pad_id = self.tokenizer.pad_token_id
-        assert isinstance(pad_id, int), "the tokenizer pads"
-        return generate_ids(self.model, source_ids, max_new_tokens, pad_id, on_done)
+        return generate_ids(self.model, source_ids, max_new_tokens, self.pad_id, on_done)
 
     def save(self, folder: Path, card: dict[str, Any]) -> Path:
         if self.adapter is not None:
@@ -176,6 +178,14 @@ class TorchEngine:
 
     def peak_memory(self) -> int:
         return peak_memory(self._device)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Makes the model compute its activations again in the backward pass instead of keeping them."""
+    if isinstance(model, T5):
+        model.encoder.checkpointing = model.decoder.checkpointing = True
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
 
 
 def _set_dropout(model: nn.Module, rate: float) -> None:

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from loralab.families.t5 import T5Config
 from loralab.on_torch.attention import attention
 from loralab.on_torch.dropout import Dropout
 from loralab.on_torch.linear import project
+from loralab.on_torch.loss import token_losses
 
 IGNORED = -100  # a label that stands for padding
 
@@ -164,6 +166,17 @@ class Stack(nn.Module):
         self.block = nn.ModuleList([Block(config, decoder, first=index == 0) for index in range(layers)])
         self.final_layer_norm = RMSNorm(config)
         self.dropout = Dropout(config.dropout_rate)
+        self.checkpointing = False
+        """Keep only the stream between layers for the backward pass, and compute the rest again there."""
+
+    def add(self, layer: nn.Module, x_BQD: Tensor, *arguments: Any) -> Tensor:
+        """The stream after a layer."""
+        if self.checkpointing and self.training:
+            return checkpoint(self._add, layer, x_BQD, *arguments, use_reentrant=False)
+        return self._add(layer, x_BQD, *arguments)
+
+    def _add(self, layer: nn.Module, x_BQD: Tensor, *arguments: Any) -> Tensor:
+        return x_BQD + self.dropout(layer(x_BQD, *arguments))
 
     def layers(self) -> Iterator[Any]:
         """The layers of each block in turn."""
@@ -187,8 +200,8 @@ class Encoder(Stack):
         bias_BHSS = bias if bias_B11S is None else bias + bias_B11S
         x_BSD = self.dropout(x_BSD)
         for self_attention, feed_forward in self.layers():
-            x_BSD = x_BSD + self.dropout(self_attention(x_BSD, bias_BHSS))
-            x_BSD = x_BSD + self.dropout(feed_forward(x_BSD))
+            x_BSD = self.add(self_attention, x_BSD, bias_BHSS)
+            x_BSD = self.add(feed_forward, x_BSD)
         return self.dropout(self.final_layer_norm(x_BSD))
 
 
@@ -202,10 +215,10 @@ class Decoder(Stack):
         bias_1HTT = bias_1HTT.masked_fill(future_TT, torch.finfo(bias_1HTT.dtype).min)
         x_BTD = self.dropout(x_BTD)
         for self_attention, cross_attention, feed_forward in self.layers():
-            x_BTD = x_BTD + self.dropout(self_attention(x_BTD, bias_1HTT))
+            x_BTD = self.add(self_attention, x_BTD, bias_1HTT)
             keys_values = cross_attention.EncDecAttention.keys_values(encoded_BSD)
-            x_BTD = x_BTD + self.dropout(cross_attention(x_BTD, keys_values, cross_bias_B11S))
-            x_BTD = x_BTD + self.dropout(feed_forward(x_BTD))
+            x_BTD = self.add(cross_attention, x_BTD, keys_values, cross_bias_B11S)
+            x_BTD = self.add(feed_forward, x_BTD)
         return self.dropout(self.final_layer_norm(x_BTD))
 
     def cross_keys_values(self, encoded_BSD: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -295,12 +308,14 @@ class T5(nn.Module):
             loss = F.cross_entropy(logits_BTV.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
         return Output(loss, logits_BTV)
 
-    def token_losses(self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor) -> Tensor:
+    def token_losses(
+        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, smoothing: float = 0.0
+    ) -> Tensor:
         """Cross-entropy in nats of each real target token, [N], row by row; padding never meets the vocabulary product."""
         states_BTD = self._decode(input_ids, attention_mask, self.shift_right(labels))
         real_BT = labels != IGNORED
-        logits_NV = self.logits(states_BTD[real_BT])
-        return F.cross_entropy(logits_NV.float(), labels[real_BT], reduction="none")
+        states_ND = self._scaled(states_BTD[real_BT])
+        return token_losses(states_ND, self._head, self._frozen_head(), labels[real_BT], smoothing)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Source states [B, S, D] and the bias that hides padding, [B, 1, 1, S] (None where nothing is padded)."""
@@ -323,11 +338,19 @@ class T5(nn.Module):
         return self.logits(self.decoder.step(self.shared(tokens_B)[:, None], cache)[:, 0])
 
     def logits(self, states_D: Tensor) -> Tensor:
-        if self.config.scale_decoder_outputs:
-            states_D = states_D * self.config.d_model**-0.5
-        if self.lm_head is None:
-            return F.linear(states_D, self.shared.weight)
-        return self.lm_head(states_D)
+        return self._head(self._scaled(states_D))
+
+    def _scaled(self, states_D: Tensor) -> Tensor:
+        return states_D * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else states_D
+
+    def _head(self, states_D: Tensor) -> Tensor:
+        return F.linear(states_D, self.shared.weight) if self.lm_head is None else self.lm_head(states_D)
+
+    def _frozen_head(self) -> Tensor | None:
+        """The output matrix, if it is nothing but a frozen product."""
+        head = self.shared if self.lm_head is None else self.lm_head
+        plain = type(head) in (nn.Embedding, nn.Linear) and not head.weight.requires_grad
+        return head.weight if plain else None
 
     def shift_right(self, labels_BT: Tensor) -> Tensor:
         """The decoder's input for these labels: the start token, then each label but the last."""

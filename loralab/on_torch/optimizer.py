@@ -1,0 +1,94 @@
+"""AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), with fp32 copies of bf16 weights, and its state
+as plain tensors.
+
+In bf16's 8 bits of mantissa most steps would round to nothing, so such weights are updated through copies in fp32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from loralab.config import OptimizerSettings
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Optimizer:
+    """One step after the other at the rate that the loop says."""
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], twins: Sequence[nn.Parameter], settings: OptimizerSettings
+    ) -> None:
+        """`twins`: those of the parameters that learn at `lora_plus_ratio` times the rate."""
+        self.parameters = list(parameters)
+        self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.parameters]
+        self.max_grad_norm = settings.max_grad_norm
+        faster = {id(twin) for twin in twins}
+        groups = {1.0: [], settings.lora_plus_ratio: []} if settings.lora_plus_ratio != 1 else {1.0: []}  # type: dict[float, list[nn.Parameter]]
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            groups[settings.lora_plus_ratio if id(parameter) in faster else 1.0].append(master)
+        self.adamw = torch.optim.AdamW(
+            [{"params": members, "ratio": ratio} for ratio, members in groups.items() if members],
+            lr=0.0,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def step(self, learning_rate: float) -> float:
+        """One update; returns the gradient's length before clipping. Without a finite gradient nothing is changed."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                master.grad = None if parameter.grad is None else parameter.grad.float()
+                parameter.grad = None
+        norm = float(nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm or math.inf))
+        if math.isfinite(norm):
+            for group in self.adamw.param_groups:
+                group["lr"] = learning_rate * group["ratio"]
+            self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        self._copy_back()
+        return norm
+
+    @torch.no_grad()
+    def _copy_back(self) -> None:
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and moments by position; weights that have not had a gradient have no moments."""
+        tensors = {}
+        for index, master in enumerate(self.masters):
+            tensors[f"weight.{index}"] = master.detach().cpu().contiguous()
+            moments = self.adamw.state.get(master, {})
+            tensors |= {f"{name}.{index}": value.detach().cpu() for name, value in moments.items()}
+        return tensors
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Goes back to what `state` gave."""
+        for index, master in enumerate(self.masters):
+            master.copy_(state[f"weight.{index}"])
+            if f"step.{index}" in state:
+                moments = {name: state[f"{name}.{index}"].to(master.device) for name in MOMENTS}
+                self.adamw.state[master] = {"step": state[f"step.{index}"].to(master.device), **moments}
+        self._copy_back()
+
+
+def random_state() -> dict[str, Tensor]:
+    """The random streams of the CPU and of every GPU."""
+    streams = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        streams |= {f"random.cuda.{i}": stream for i, stream in enumerate(torch.cuda.get_rng_state_all())}
+    return streams
+
+
+def set_random_state(state: dict[str, Tensor]) -> None:
+    """Goes back to what `random_state` gave."""
+    torch.set_rng_state(state["random.cpu"])
+    if torch.cuda.is_available() and "random.cuda.0" in state:
+        torch.cuda.set_rng_state_all([state[f"random.cuda.{i}"] for i in range(torch.cuda.device_count())])

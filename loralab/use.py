@@ -1,0 +1,64 @@
+"""Using what was trained: scoring it again, answering texts with it, merging it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from loralab.config import Recipe
+from loralab.data.encode import encode_sources, resolve_lengths
+from loralab.data.prompts import Prompt
+from loralab.engine import Engine, load_engine, merge, open_engine
+from loralab.errors import UserError
+from loralab.evaluate import evaluate, read_evaluation_rows
+from loralab.run import find_trained, new_folder, size_on_disk
+from loralab.train import describe_rows, read_training_rows
+
+
+def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dict[str, Any]:
+    """Scores a finished run or an adapter; the row of a table."""
+    recipe, saved = find_trained(trained, overrides, base)
+    rows = read_evaluation_rows(recipe)
+    engine = open_engine(recipe) if saved is None else load_engine(recipe, saved)
+    lengths = _lengths(engine, recipe)
+    scores = evaluate(engine, recipe, rows, lengths, None)
+    return {
+        "variant": recipe.name,
+        "method": recipe.training.method,
+        "trainable": engine.trainable,
+        "total": engine.total,
+        "adapter_bytes": size_on_disk(saved) if saved else 0,
+        "peak_memory_bytes": engine.peak_memory(),
+        "metrics": scores.summary(),
+        "evaluated": describe_rows(rows),
+    }
+
+
+def answer(
+    trained: Path, texts: list[str], overrides: list[str], base: str | None, max_new_tokens: int | None
+) -> list[str]:
+    """The model's answers to texts, each put into the recipe's prompt."""
+    if not texts:
+        raise UserError("Nothing to answer: give --text TEXT.")
+    recipe, saved = find_trained(trained, overrides, base)
+    engine = open_engine(recipe) if saved is None else load_engine(recipe, saved)
+    prompt = Prompt(recipe.data.prompt, recipe.data.source)
+    ids, _ = encode_sources(texts, engine.tokenizer, prompt, _lengths(engine, recipe)[0])
+    answers = engine.generate(ids, max_new_tokens or recipe.evaluation.max_new_tokens)
+    return [text.strip() for text in engine.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def merge_saved(trained: Path, out: Path, base: str | None) -> None:
+    """Writes a run's base and adapter as one plain model."""
+    recipe, saved = find_trained(trained, [], base)
+    if recipe.training.method != "lora" or saved is None:
+        raise UserError(f"{trained} has no adapter to merge: its method is {recipe.training.method}.")
+    merge(recipe.model.name, saved, new_folder(out, out.name))
+
+
+def _lengths(engine: Engine, recipe: Recipe) -> tuple[int, int]:
+    """The lengths of the training; a percentile was settled then."""
+    source, target = recipe.data.max_source_length, recipe.data.max_target_length
+    if isinstance(source, int) and isinstance(target, int):
+        return source, target
+    return resolve_lengths(read_training_rows(recipe), engine.tokenizer, source, target)

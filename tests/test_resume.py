@@ -1,0 +1,148 @@
+"""A run that is stopped anywhere goes on as if nothing had happened: killed, interrupted, out of disk, or with a second process at work."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from workshop import ENVIRONMENT, loralab
+
+from loralab.run import read_lines
+
+KILLS = int(os.environ.get("LORALAB_KILLS", "20"))  # `make torture` asks for 200
+LONG = ["training.epochs=25", "training.save_every=2", "lora.dropout=0.1", "training.accumulate=2"]
+
+
+def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "loralab", *arguments]
+    return subprocess.Popen(
+        command, cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_step(process: subprocess.Popen[str], log: Path, step: int) -> None:
+    """Until metrics.jsonl has more than this many lines, or the process has ended."""
+    while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > step):
+        time.sleep(0.005)
+
+
+def changed(file: Path) -> int:
+    """When the file was last written to."""
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(workshop: Path) -> Path:
+    loralab(workshop, "train", "tiny.yaml", *LONG, "--out", "uninterrupted")
+    return workshop / "uninterrupted"
+
+
+def same(a: Path, b: Path) -> None:
+    """The same adapter to the bit, the same metrics without gap or repeat, the same answers and scores."""
+    weights = [(run / "adapter/adapter_model.safetensors").read_bytes() for run in (a, b)]
+    assert weights[0] == weights[1]
+    logs = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(run / "metrics.jsonl")]
+        for run in (a, b)
+    ]
+    assert logs[0] == logs[1] and [line["step"] for line in logs[0]] == list(range(1, len(logs[0]) + 1))
+    assert read_lines(a / "predictions.jsonl") == read_lines(b / "predictions.jsonl")
+    assert sorted(file.name for file in a.iterdir()) == sorted(file.name for file in b.iterdir())
+
+
+def test_killed_at_random_moments(workshop: Path, uninterrupted: Path) -> None:
+    coins, run = random.Random(0), workshop / "killed"
+    killed = 0
+    while killed < KILLS:
+        resume = ["--resume"] if (run / "recipe.yaml").exists() else []
+        before = changed(run / "metrics.jsonl")
+        process = start(workshop, "train", "tiny.yaml", *LONG, "--out", "killed", *resume)
+        while process.poll() is None and changed(run / "metrics.jsonl") == before:
+            time.sleep(0.005)  # until this life has begun to write
+        time.sleep(coins.uniform(0, 0.4))
+        if process.poll() is not None:
+            _, errors = process.communicate()
+            assert process.returncode == 0, errors
+            break  # it has come to its end before all the kills were spent
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += 1
+        assert len(list((run / "checkpoints").glob("step-????????"))) <= 2
+    assert killed >= min(KILLS, 10), "the run is long enough to be killed in"
+    loralab(workshop, "train", str(run), "--resume")
+    same(run, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_polite_stop_saves_and_says_how_to_go_on(number: signal.Signals, workshop: Path, uninterrupted: Path) -> None:
+    run = workshop / f"stopped-{number.name}"
+    process = start(workshop, "train", "tiny.yaml", *LONG, "training.save_every=1000", "--out", run.name)
+    wait_for_step(process, run / "metrics.jsonl", 10)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert (
+        process.returncode == 130
+        and f"Go on with: loralab train {run.name} --resume" in errors
+        and "Traceback" not in errors
+    )
+    done = len(read_lines(run / "metrics.jsonl"))
+    assert (run / f"checkpoints/step-{done:08}").is_dir(), "the very last step is kept"
+    loralab(workshop, "train", run.name, "--resume")
+    same(run, uninterrupted)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(workshop: Path, uninterrupted: Path) -> None:
+    """A limit on the size of files stands for the disk: no further checkpoint fits."""
+    run = workshop / "full-disk"
+    process = start(workshop, "train", "tiny.yaml", *LONG, "--out", run.name)
+    wait_for_step(process, run / "metrics.jsonl", 6)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    before = sorted(file.name for file in (run / "checkpoints").iterdir())
+    code = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (30_000, 30_000)); from loralab.cli import main; main()"
+    command = [sys.executable, "-c", code, "train", run.name, "--resume"]
+    done = subprocess.run(command, cwd=workshop, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "A checkpoint could not be written" in done.stderr and "make room and go on with --resume" in done.stderr
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == before
+    loralab(workshop, "train", run.name, "--resume")
+    same(run, uninterrupted)
+
+
+def test_a_second_process_is_refused(workshop: Path) -> None:
+    process = start(workshop, "train", "tiny.yaml", *LONG, "--out", "busy")
+    wait_for_step(process, workshop / "busy/metrics.jsonl", 2)
+    assert "Another process is at work in busy" in loralab(workshop, "train", "busy", "--resume", code=2).stderr
+    process.kill()
+    process.communicate()
+    with FileLock(workshop / "busy/.lock", timeout=0):
+        pass  # the dead process holds nothing
+
+
+def test_resume_wants_the_same_recipe(workshop: Path, uninterrupted: Path) -> None:
+    done = loralab(workshop, "train", "uninterrupted", "lora.rank=8", "optimizer.learning_rate=1", "--resume", code=2)
+    assert "started with another recipe: lora.rank, optimizer.learning_rate changed" in done.stderr
+    assert "There is nothing to resume" in loralab(workshop, "train", "tiny.yaml", "--resume", code=2).stderr
+    assert "has finished already" in loralab(workshop, "train", "uninterrupted", "--resume").stderr
+
+
+def test_a_comparison_goes_on_where_it_was_stopped(workshop: Path) -> None:
+    out = workshop / "compared"
+    process = start(workshop, "compare", "tiny.yaml", "training.epochs=10", "training.save_every=2", "--out", out.name)
+    wait_for_step(process, out / "lora-4/metrics.jsonl", 5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130 and "Go on with: loralab compare compared --resume" in errors
+    before = (out / "zero-shot/record.json").stat().st_mtime_ns
+    results: dict[str, Any] = json.loads(loralab(workshop, "compare", out.name, "--resume", "--json").stdout)
+    assert [row["variant"] for row in results["rows"] if not row.get("failed")][:3] == ["zero-shot", "lora-4", "full"]
+    assert (out / "zero-shot/record.json").stat().st_mtime_ns == before, "what had finished was kept"

@@ -1,0 +1,155 @@
+"""Whole trainings beside PEFT and Transformers: 100 steps on real dialogues in fp32, from equal starts on equal batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import T5ForConditionalGeneration
+
+from loralab.config import Recipe
+from loralab.data.batches import Batch, collate, plan_batches
+from loralab.data.encode import encode
+from loralab.data.prompts import Prompt
+from loralab.data.sources import read_split
+from loralab.on_torch.step import TorchEngine, open_engine
+from loralab.recipe_file import load_recipe
+from loralab.schedule import rate_at
+
+STEPS, CHECKED = 100, (0, 50, 99)
+SETTINGS = [
+    "model.dtype=float32",
+    "model.device=cpu",
+    "model.dropout=0",
+    "lora.rank=8",
+    "lora.alpha=16",
+    "lora.rules=[q, k, v, o]",
+    "lora.dropout=0",
+]
+
+
+def recipe(data_folder: Path, method: str, rate: float) -> Recipe:
+    places = [f"model.name={data_folder / 'models/chat-t5-mini'}", f"data.name={data_folder / 'dialogsum'}"]
+    return load_recipe(
+        "flan-t5-base-dialogsum", [*places, *SETTINGS, f"training.method={method}", f"optimizer.learning_rate={rate}"]
+    )
+
+
+def real_batches(settings: Recipe, engine: TorchEngine) -> Iterator[Batch]:
+    rows = read_split(settings.data.name, "train", "dialogue", "summary", 4 * STEPS)
+    encoded = encode(rows, engine.tokenizer, Prompt(settings.data.prompt, "dialogue"), 96, 32)
+    for epoch_rows in plan_batches(
+        encoded.source_lengths, encoded.target_lengths, tokens_per_batch=None, batch_size=4, seed=1, epoch=0
+    ):
+        yield collate(encoded, epoch_rows, engine.pad_id)
+
+
+class Peers:
+    """PEFT on Transformers' T5, with PyTorch's AdamW and clipping, as in everybody's script."""
+
+    def __init__(self, engine: TorchEngine, settings: Recipe, attention: str = "sdpa") -> None:
+        self.settings = settings
+        base = T5ForConditionalGeneration.from_pretrained(
+            settings.model.name, dtype=torch.float32, attn_implementation=attention, dropout_rate=0.0
+        )
+        self.model: nn.Module = base
+        if engine.adapter is not None:
+            config = LoraConfig(r=8, lora_alpha=16, target_modules=["q", "k", "v", "o"], task_type="SEQ_2_SEQ_LM")
+            self.model = get_peft_model(base, config)
+        self.take_weights(engine)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+
+    def parameters(self, engine: TorchEngine) -> dict[str, nn.Parameter]:
+        """Ours by name -> theirs."""
+        theirs = dict(self.model.named_parameters())
+        if engine.adapter is None:
+            return {name: theirs[name] for name, _ in engine.model.named_parameters()}
+        assert isinstance(self.model, PeftModel)
+        return {
+            f"{module}.{part}": theirs[f"base_model.model.{module}.lora_{part}.default.weight"]
+            for module in engine.adapter.updates
+            for part in "AB"
+        }
+
+    @torch.no_grad()
+    def take_weights(self, engine: TorchEngine) -> None:
+        for name, parameter in self.parameters(engine).items():
+            parameter.copy_(ours(engine)[name])
+
+    def loss(self, batch: Batch) -> Tensor:
+        ids, mask, labels = (torch.from_numpy(a) for a in (batch.source_ids, batch.source_mask, batch.labels))
+        return self.model.train()(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+    def step(self, batch: Batch, step: int) -> float:
+        loss = self.loss(batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        self.optimizer.param_groups[0]["lr"] = rate_at(step, STEPS, self.settings.optimizer)
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+def ours(engine: TorchEngine) -> dict[str, nn.Parameter]:
+    if engine.adapter is None:
+        return dict(engine.model.named_parameters())
+    return {
+        f"{module}.{part}": getattr(update, part) for module, update in engine.adapter.updates.items() for part in "AB"
+    }
+
+
+def gradients_agree(engine: TorchEngine, peers: Peers, batch: Batch) -> None:
+    """From equal weights, every gradient of ours is theirs."""
+    twin = Peers(engine, peers.settings)
+    twin.loss(batch).backward()
+    engine.model.train()
+    from loralab.on_torch.step import token_losses
+
+    token_losses(engine.model, *engine._tensors(batch)).mean().backward()
+    for name, theirs in twin.parameters(engine).items():
+        mine = ours(engine)[name]
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda text, name=name: f"{name}: {text}")
+        mine.grad = None
+
+
+@pytest.mark.parametrize(("method", "rate"), [("lora", 3e-4), ("full", 1e-4)])
+def test_one_hundred_steps_equal_pefts(method: str, rate: float, data_folder: Path) -> None:
+    settings = recipe(data_folder, method, rate)
+    engine = open_engine(settings)
+    peers = Peers(engine, settings)
+    losses = []
+    for step, batch in enumerate(islice(real_batches(settings, engine), STEPS)):
+        if step in CHECKED:
+            gradients_agree(engine, peers, batch)
+        losses.append(
+            (engine.train_step([batch], rate_at(step, STEPS, settings.optimizer)).loss, peers.step(batch, step))
+        )
+    table = np.array(losses)
+    assert len(table) == STEPS and table[-20:, 0].mean() < table[:20, 0].mean() - 0.1, "and something was learnt"
+    difference = np.abs(table[:, 0] - table[:, 1]).max()
+    print(json.dumps({"method": method, "rate": rate, "largest_difference": difference}))
+    assert difference < 1e-4
+
+
+def test_at_a_high_rate_we_drift_no_more_than_two_paths_of_transformers(data_folder: Path) -> None:
+    """At 1e-3 rounding grows; Transformers' own two ways of computing attention show how fast."""
+    settings = recipe(data_folder, "lora", 1e-3)
+    engine = open_engine(settings)
+    peers = {attention: Peers(engine, settings, attention) for attention in ("sdpa", "eager")}
+    rows = []
+    for step, batch in enumerate(islice(real_batches(settings, engine), STEPS)):
+        mine = engine.train_step([batch], rate_at(step, STEPS, settings.optimizer)).loss
+        rows.append([mine, *(peer.step(batch, step) for peer in peers.values())])
+    mine, sdpa, eager = np.array(rows).T
+    drift, own = np.abs(mine - sdpa).max(), np.abs(sdpa - eager).max()
+    print(json.dumps({"rate": 1e-3, "ours": drift, "transformers": own}))
+    assert drift <= 2 * own
