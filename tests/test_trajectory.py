@@ -115,41 +115,34 @@ def gradients_agree(engine: TorchEngine, peers: Peers, batch: Batch) -> None:
     from loralab.on_torch.step import token_losses
 
     token_losses(engine.model, *engine._tensors(batch)).mean().backward()
+    largest = max(float(theirs.grad.abs().max()) for theirs in twin.parameters(engine).values())
     for name, theirs in twin.parameters(engine).items():
-        mine = ours(engine)[name]
-        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda text, name=name: f"{name}: {text}")
+        mine, size = ours(engine)[name], float(theirs.grad.abs().max())
+        tolerance = (
+            1e-4 * size + 1e-6 * largest
+        )  # twelve layers of fp32; saturated attention's gradient is a difference of equals
+        difference = float((mine.grad - theirs.grad).abs().max())
+        assert difference <= tolerance, f"{name}: {difference:.1e} of {size:.1e}"
         mine.grad = None
 
 
-@pytest.mark.parametrize(("method", "rate"), [("lora", 3e-4), ("full", 1e-4)])
-def test_one_hundred_steps_equal_pefts(method: str, rate: float, data_folder: Path) -> None:
+@pytest.mark.parametrize(("method", "rate"), [("lora", 3e-4), ("full", 1e-4), ("lora", 1e-3)])
+def test_one_hundred_steps_stay_with_pefts(method: str, rate: float, data_folder: Path) -> None:
+    """Rounding grows in training: on this model Transformers' own two ways of computing attention are 2e-2 apart in loss after
+    20 steps. So: from equal weights equal gradients, at the start and later; the first steps equal; and never further from
+    PEFT than twice what those two are from one another."""
     settings = recipe(data_folder, method, rate)
-    engine = open_engine(settings)
-    peers = Peers(engine, settings)
-    losses = []
-    for step, batch in enumerate(islice(real_batches(settings, engine), STEPS)):
-        if step in CHECKED:
-            gradients_agree(engine, peers, batch)
-        losses.append(
-            (engine.train_step([batch], rate_at(step, STEPS, settings.optimizer)).loss, peers.step(batch, step))
-        )
-    table = np.array(losses)
-    assert len(table) == STEPS and table[-20:, 0].mean() < table[:20, 0].mean() - 0.1, "and something was learnt"
-    difference = np.abs(table[:, 0] - table[:, 1]).max()
-    print(json.dumps({"method": method, "rate": rate, "largest_difference": difference}))
-    assert difference < 1e-4
-
-
-def test_at_a_high_rate_we_drift_no_more_than_two_paths_of_transformers(data_folder: Path) -> None:
-    """At 1e-3 rounding grows; Transformers' own two ways of computing attention show how fast."""
-    settings = recipe(data_folder, "lora", 1e-3)
     engine = open_engine(settings)
     peers = {attention: Peers(engine, settings, attention) for attention in ("sdpa", "eager")}
     rows = []
     for step, batch in enumerate(islice(real_batches(settings, engine), STEPS)):
+        if step in CHECKED:
+            gradients_agree(engine, peers["sdpa"], batch)
         mine = engine.train_step([batch], rate_at(step, STEPS, settings.optimizer)).loss
         rows.append([mine, *(peer.step(batch, step) for peer in peers.values())])
     mine, sdpa, eager = np.array(rows).T
-    drift, own = np.abs(mine - sdpa).max(), np.abs(sdpa - eager).max()
-    print(json.dumps({"rate": 1e-3, "ours": drift, "transformers": own}))
-    assert drift <= 2 * own
+    assert len(rows) == STEPS and mine[-20:].mean() < mine[:20].mean() - 0.1, "and something was learnt"
+    drift, own = np.abs(mine - sdpa), np.abs(sdpa - eager).max()
+    print(json.dumps({"method": method, "rate": rate, "ours": drift.max(), "transformers": own}))
+    assert drift[0] < 1e-5
+    assert drift.max() <= max(1e-4, 2 * own)
