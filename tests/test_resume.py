@@ -76,7 +76,7 @@ def test_killed_at_random_moments(workshop: Path, uninterrupted: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         killed += 1
-        assert len(list((run / "checkpoints").glob("step-????????"))) <= 2
+        assert len(list((run / "checkpoints").glob("step-????????"))) <= 3, "two, and one whose writing has just ended"
     assert killed >= min(KILLS, 10), "the run is long enough to be killed in"
     loralab(workshop, "train", str(run), "--resume")
     same(run, uninterrupted)

@@ -118,9 +118,8 @@ def gradients_agree(engine: TorchEngine, peers: Peers, batch: Batch) -> None:
     largest = max(float(theirs.grad.abs().max()) for theirs in twin.parameters(engine).values())
     for name, theirs in twin.parameters(engine).items():
         mine, size = ours(engine)[name], float(theirs.grad.abs().max())
-        tolerance = (
-            1e-4 * size + 1e-6 * largest
-        )  # twelve layers of fp32; saturated attention's gradient is a difference of equals
+        # Twelve layers of fp32, and where attention is saturated its gradient is a small difference of large numbers.
+        tolerance = 1e-3 * size + 1e-6 * largest
         difference = float((mine.grad - theirs.grad).abs().max())
         assert difference <= tolerance, f"{name}: {difference:.1e} of {size:.1e}"
         mine.grad = None
