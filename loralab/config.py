@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from loralab.errors import nearest
+from loralab.errors import RecipeError, nearest
 from loralab.metrics import METRICS
 from loralab.spec import LoRASpec
 
@@ -222,10 +222,17 @@ def set_key(tree: Tree, path: list[str], value: Any, key: str) -> str | None:
 
 
 def with_overrides(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
-    """A copy of the settings with dotted overrides applied."""
+    """A copy of the settings with a variant's dotted overrides applied.
+
+    Raises:
+        RecipeError: an override reaches into something that has no settings of its own.
+    """
     tree = copy.deepcopy(tree)
+    if overrides.get("lora.disabled") is True:  # the variant's word for full, against the method that it inherits
+        overrides = {"training.method": "full"} | dict(overrides)
     for key, value in overrides.items():
-        set_key(tree, key.split("."), value, key)
+        if mistake := set_key(tree, key.split("."), value, key):
+            raise RecipeError(mistake)
     return tree
 
 

@@ -138,9 +138,16 @@ def _check(tree: Tree) -> list[str]:
     plain = {key: value for key, value in tree.items() if key not in ("variants", "published")}
     for name, overrides in variants.items():
         if isinstance(overrides, dict):
-            found = _mistakes(with_overrides(plain, overrides))
+            found = _variant_mistakes(plain, overrides)
             mistakes += [f"variants.{name}: {mistake}" for mistake in found if mistake not in mistakes]
     return mistakes
+
+
+def _variant_mistakes(plain: Tree, overrides: Tree) -> list[str]:
+    try:
+        return _mistakes(with_overrides(plain, overrides))
+    except RecipeError as error:
+        return [] if _mistakes(plain) else [str(error)]  # a broken block is told once
 
 
 def _mistakes(tree: Tree) -> list[str]:

@@ -124,6 +124,10 @@ def test_three_mistakes_are_three_lines(tmp_path: Path) -> None:
         ("model.name.x=1", "model.name.x: 'name' holds the value 'some/model', not settings"),
         ("variants=[lora-9]", "variants: there is no variant 'lora-9'. Did you mean 'lora-8'?"),
         ("variants.lora-8.lora.rnak=1", "variants.lora-8: lora.rnak: unknown key. Did you mean 'rank'?"),
+        (
+            "variants.lora-8.model.name.x=1",
+            "variants.lora-8: model.name.x: 'name' holds the value 'some/model', not settings",
+        ),
         ("published.lora-9.rouge1=1", "published names the variant 'lora-9'. Did you mean 'lora-8'?"),
         ("nonsense.key=1", "nonsense: unknown key. There are: " + ", ".join(sorted(Recipe.model_fields)) + "."),
     ],
@@ -151,6 +155,13 @@ def test_disabled_is_another_word_for_full(recipe_file: Path) -> None:
     assert load_recipe(recipe_file, ["lora.disabled=true"]).training.method == "full"
     assert load_recipe(recipe_file, ["lora.disabled=true", "training.method=full"]).training.method == "full"
     assert "lora.disabled is true" in mistakes(recipe_file, "lora.disabled=true", "training.method=lora")[0]
+
+
+def test_a_variant_may_say_disabled_too(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file, ["variants.full.lora.disabled=true"])
+    (tmp_path / "again.yaml").write_text(to_yaml(recipe))
+    for each in (recipe, load_recipe(tmp_path / "again.yaml")):
+        assert [each.variant(name).training.method for name in each.variants] == ["none", "lora", "full"]
 
 
 def test_variants_can_be_chosen_by_name(recipe_file: Path) -> None:

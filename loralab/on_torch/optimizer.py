@@ -7,6 +7,7 @@ In bf16's 8 bits of mantissa most steps would round to nothing, so such weights 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -28,11 +29,11 @@ class Optimizer:
         self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.parameters]
         self.max_grad_norm = settings.max_grad_norm
         faster = {id(twin) for twin in twins}
-        groups = {1.0: [], settings.lora_plus_ratio: []} if settings.lora_plus_ratio != 1 else {1.0: []}  # type: dict[float, list[nn.Parameter]]
+        groups: dict[float, list[nn.Parameter]] = defaultdict(list)
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             groups[settings.lora_plus_ratio if id(parameter) in faster else 1.0].append(master)
         self.adamw = torch.optim.AdamW(
-            [{"params": members, "ratio": ratio} for ratio, members in groups.items() if members],
+            [{"params": members, "ratio": ratio} for ratio, members in groups.items()],
             lr=0.0,
             weight_decay=settings.weight_decay,
             fused=True,

@@ -30,10 +30,8 @@ from loralab.on_torch.models.t5 import IGNORED, T5
 from loralab.on_torch.optimizer import Optimizer, random_state, set_random_state
 from loralab.on_torch.stored import load_adapter
 
-MERGED_TOLERANCE = {
-    torch.float32: 1e-4,
-    torch.bfloat16: 6e-2,
-}  # fp32: sums in another order; bf16: W + sBA is rounded to 8 bits
+# fp32: sums in another order. bf16: W + sBA is rounded to 8 bits.
+MERGED_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
 
 
 def token_losses(
