@@ -21,7 +21,7 @@ from typing import Any
 from loralab.config import Recipe
 from loralab.data.sources import Split
 from loralab.errors import RecipeError, Stopped
-from loralab.evaluate import Scores, read_evaluation_rows, read_scores, score
+from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score
 from loralab.metrics.floors import constant, lead
 from loralab.progress import clock, say
 from loralab.recipe_file import to_yaml
@@ -37,7 +37,7 @@ from loralab.run import (
     write_text,
 )
 from loralab.table import TITLES, Row, markdown_table, terminal_tables
-from loralab.train import read_training_rows
+from loralab.train import describe_rows, read_training_rows
 
 STOPPED = 130  # the exit code of a run that was stopped after saving
 FLOORS = {"lead": "first two turns", "constant": "one sentence"}
@@ -133,7 +133,7 @@ def gather(recipe: Recipe, folder: Path, rows: Split, training_rows: Split) -> d
         "constant": sentence,
         "published": recipe.published,
         "published_source": recipe.published_source,
-        "evaluated": {"data": rows.name, "split": rows.split, "rows": len(rows), "hash": rows.content_hash},
+        "evaluated": {**describe_rows(rows), "leaked": leaked_rows(training_rows, rows)},
     }
 
 
@@ -183,6 +183,8 @@ def remarks(results: dict[str, Any]) -> list[str]:
         f"p: paired bootstrap against {rows[0]['variant']}. loss: nats per target token, less is better.",
         f'"{FLOORS["constant"]}" is one training summary for every row, the one closest to all others: {results["constant"]}',
     ]
+    if evaluated["leaked"]:
+        lines.append(f"{evaluated['leaked']:,} of these rows have a source that is among the training rows too.")
     if results["published"]:
         lines.append(f"pub.: the published figure. {results['published_source']}.")
     lines += [line for row in scored if row is not rows[0] for line in _against_first(row, rows[0])]

@@ -59,6 +59,16 @@ def read_evaluation_rows(recipe: Recipe) -> Split:
     return read_split(data.name, split, data.source, data.target, data.max_rows(split))
 
 
+def leaked_rows(training: Split, rows: Split) -> int:
+    """How many of the evaluated rows have a source that the model was trained on, white space apart."""
+    seen = {_words(example.source) for example in training.examples}
+    return sum(_words(example.source) in seen for example in rows.examples)
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
 def evaluate(engine: Engine, recipe: Recipe, split: Split, lengths: tuple[int, int], folder: Path | None) -> Scores:
     """Measures the engine's model on the split; writes predictions.jsonl into the folder where one is given."""
     prompt = Prompt(recipe.data.prompt, recipe.data.source)

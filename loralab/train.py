@@ -14,7 +14,7 @@ from loralab.data.prompts import Prompt
 from loralab.data.sources import Split, read_split
 from loralab.engine import Engine, Proof, open_engine
 from loralab.errors import RunError
-from loralab.evaluate import evaluate, read_evaluation_rows
+from loralab.evaluate import evaluate, leaked_rows, read_evaluation_rows
 from loralab.loop import plan_steps, run_steps
 from loralab.progress import say
 from loralab.run import (
@@ -51,6 +51,8 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         check_free(out)
     rows = read_evaluation_rows(recipe)  # first, so that a missing split or column is found before an hour of training
     training_rows = read_training_rows(recipe)
+    if leaked := leaked_rows(training_rows, rows):
+        say(f"{leaked:,} of the {len(rows):,} {rows.split} rows have a source that is among the training rows too.")
     engine = open_engine(recipe)
     say(f"{recipe.model.name} on {engine.device} in {engine.dtype} ({engine.dtype_reason})\n{engine.summary}")
     lengths = resolve_lengths(
@@ -74,6 +76,7 @@ def _run(
     record["peak_memory_bytes"] = engine.peak_memory()
     scores = evaluate(engine, recipe, rows, lengths, folder)
     record |= {"metrics": scores.summary(), "evaluated": describe_rows(rows)}
+    record["evaluated"]["leaked"] = leaked_rows(training_rows, rows)
     record |= {"lengths": lengths, "device": engine.device, "dtype": engine.dtype, **environment()}
     write_json(folder / RECORD, record)
     checkpoint.remove(folder)

@@ -16,6 +16,8 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 from workshop import PROMPT, loralab
 
 from loralab import load_adapter, load_model
+from loralab.data.sources import read_split
+from loralab.evaluate import leaked_rows
 from loralab.recipe_file import load_recipe
 from loralab.run import read_lines
 
@@ -229,6 +231,13 @@ def test_a_failed_variant_is_reported_and_the_others_kept(workshop: Path) -> Non
     done = loralab(workshop, "compare", "tiny.yaml", *arguments, code=1)
     assert "lora-4 failed with exit code 2" in done.stderr and "matches no module" in done.stderr
     assert "failed" in done.stdout and "zero-shot" in done.stdout
+
+
+def test_rows_that_leak_are_counted(data_folder: Path) -> None:
+    training, rows = (
+        read_split(str(data_folder / "dialogsum"), split, "dialogue", "summary") for split in ("train", "validation")
+    )
+    assert leaked_rows(training, rows) == 32
 
 
 # Mistakes

@@ -286,3 +286,19 @@ def test_a_missing_folder_is_told_from_a_hub_id(tmp_path: Path) -> None:
         model_folder(str(tmp_path / "nowhere"))
     with pytest.raises(ModelError, match="could not be fetched from the hub"):
         model_folder("nobody/no-such-model")
+
+
+def test_a_hub_id_is_found_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the hub's own library lays it out: models--OWNER--NAME, a snapshot, and a reference to it."""
+    cache, commit = tmp_path / "hub", "0123456789abcdef0123456789abcdef01234567"
+    home = cache / "models--somebody--tiny-t5"
+    expected = ours(make_t5(home / "snapshots" / commit, "untied"))
+    (home / "refs").mkdir()
+    (home / "refs/main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    folder = model_folder("somebody/tiny-t5")
+    assert folder == home / "snapshots" / commit
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(ours(folder).state_dict().values(), expected.state_dict().values(), strict=True)
+    )
