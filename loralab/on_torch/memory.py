@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 
 import torch
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU as PyTorch's allocator counts them, or of this whole process, PyTorch itself included, on a CPU."""
+    """Bytes: of the GPU as PyTorch's allocator counts them, or of this whole process, PyTorch itself included, on a CPU; 0 where that is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":  # which keeps no such count for every process
+        return 0
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kibibytes
