@@ -8,7 +8,10 @@ import torch
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU as PyTorch's allocator counts them, or of this whole process, PyTorch itself included, on a CPU; 0 where that is unknown."""
+    """Bytes: of the GPU as PyTorch's allocator counts them, or on a CPU of this whole process, PyTorch itself included.
+
+    0 where that is not known.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":  # which keeps no such count for every process
