@@ -36,7 +36,7 @@ from loralab.run import (
     write_recipe,
     write_text,
 )
-from loralab.table import TITLES, Row, markdown_table, terminal_tables
+from loralab.table import TITLES, Row, empty_row, markdown_table, terminal_tables
 from loralab.train import describe_rows, read_training_rows
 
 STOPPED = 130  # the exit code of a run that was stopped after saving
@@ -125,7 +125,7 @@ def gather(recipe: Recipe, folder: Path, rows: Split, training_rows: Split) -> d
     table = [_row(folder / name, name, recipe, scores.get(name), first) for name in recipe.variants]
     sentence = constant([example.targets[0] for example in training_rows.examples])
     for name, floor in _floors(recipe, rows, sentence).items():
-        table.append({**_empty_row(name, "floor"), "metrics": floor.summary(first)})
+        table.append({**empty_row(name, "floor"), "metrics": floor.summary(first)})
     return {
         "name": recipe.name,
         "out": str(folder),
@@ -140,22 +140,15 @@ def gather(recipe: Recipe, folder: Path, rows: Split, training_rows: Split) -> d
 def _row(folder: Path, name: str, recipe: Recipe, scores: Scores | None, first: Scores | None) -> Row:
     method = recipe.variant(name).training.method
     if scores is None:
-        return {**_empty_row(name, method), "failed": True, "metrics": {}}
+        return {**empty_row(name, method), "failed": True, "metrics": {}}
     record = read_record(folder)
     keys = ("trainable", "total", "adapter_bytes", "seconds", "steps", "tokens_per_second", "proof")
     return {
-        **_empty_row(name, method),
+        **empty_row(name, method),
         **{key: record[key] for key in keys if key in record},
         "peak_memory_bytes": record.get("training_peak_memory_bytes", record["peak_memory_bytes"]),
         "metrics": scores.summary(None if scores is first else first),
     }
-
-
-def _empty_row(name: str, method: str) -> Row:
-    return {
-        "variant": name, "method": method, "trainable": 0, "total": 0, "adapter_bytes": 0,
-        "seconds": 0.0, "flops": None, "peak_memory_bytes": 0,
-    }  # fmt: skip
 
 
 def _floors(recipe: Recipe, rows: Split, sentence: str) -> dict[str, Scores]:

@@ -14,16 +14,24 @@ Cell = list[str]
 TITLES = {"loss": "loss", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 
 
+def empty_row(name: str, method: str) -> Row:
+    """A row with every key that others may rely on, before anything is known."""
+    return {
+        "variant": name, "method": method, "trainable": 0, "total": 0, "adapter_bytes": 0,
+        "seconds": 0.0, "flops": None, "peak_memory_bytes": 0,
+    }  # fmt: skip
+
+
 def terminal_tables(rows: Sequence[Row], published: dict[str, dict[str, float]]) -> str:
     """What each variant cost, then what it scored: value, 95 % interval, p against the first row, and the published figure."""
-    scores = score_names(rows)
-    cost = [["variant", "trained", "saved", "time", "peak memory", "loss"]]
-    cost_cells = [[[row["variant"]], *cost_cells_of(row), score_cell(row, "loss", published)] for row in rows]
-    score_cells = [[[row["variant"]], *(score_cell(row, name, published) for name in scores)] for row in rows]
-    return (
-        layout(cost[0], cost_cells)
-        + "\n\n"
-        + layout(["variant", *(TITLES.get(name, name) for name in scores)], score_cells)
+    names = score_names(rows)
+    cost = [[[row["variant"]], *cost_cells_of(row), score_cell(row, "loss", published)] for row in rows]
+    scores = [[[row["variant"]], *(score_cell(row, name, published) for name in names)] for row in rows]
+    return "\n\n".join(
+        [
+            layout(["variant", "trained", "saved", "time", "peak memory", "loss"], cost),
+            layout(["variant", *(TITLES.get(name, name) for name in names)], scores),
+        ]
     )
 
 

@@ -12,6 +12,7 @@ from loralab.engine import Engine, load_engine, merge, open_engine
 from loralab.errors import UserError
 from loralab.evaluate import evaluate, read_evaluation_rows
 from loralab.run import find_trained, new_folder, size_on_disk
+from loralab.table import empty_row
 from loralab.train import describe_rows, read_training_rows
 
 
@@ -23,8 +24,7 @@ def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dic
     lengths = _lengths(engine, recipe)
     scores = evaluate(engine, recipe, rows, lengths, None)
     return {
-        "variant": recipe.name,
-        "method": recipe.training.method,
+        **empty_row(recipe.name, recipe.training.method),
         "trainable": engine.trainable,
         "total": engine.total,
         "adapter_bytes": size_on_disk(saved) if saved else 0,
