@@ -1,0 +1,111 @@
+"""What the benchmarks share: the model that all train, real rows, a fair race, and ratios with their spread.
+
+The model has T5-small's shape with random weights, as speed does not depend on what they say; the rows are DialogSum's,
+in the published prompt and T5's tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+from loralab.config import Recipe
+from loralab.recipe_file import load_recipe
+
+DATA = Path(os.environ.get("LORALAB_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+SMALL = {
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_heads": 8,
+    "vocab_size": 32128,
+    "decoder_start_token_id": 0,
+}
+
+Turn = Callable[[], float]
+
+
+def arguments(about: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder with dialogsum/ and tokenizers/t5/")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each side takes its turn")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout; all else goes to stderr")
+    return parser
+
+
+def make_base(folder: Path, data: Path) -> Path:
+    """A folder with a random model and T5's tokenizer, as the hub would hold it."""
+    torch.manual_seed(0)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    T5ForConditionalGeneration(T5Config(**SMALL)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(data / "tokenizers/t5").save_pretrained(folder)
+    return folder
+
+
+def recipe_for(base: Path, data: Path, *overrides: str) -> Recipe:
+    """The published experiment on DialogSum with LoRA of rank 8 on all of attention."""
+    lora = ["lora.rank=8", "lora.alpha=8", "lora.rules=[q, k, v, o]", "lora.dropout=0.05"]
+    places = [f"model.name={base}", f"data.name={data / 'dialogsum'}", "data.max_target_length=128"]
+    return load_recipe("flan-t5-base-dialogsum", [*places, *lora, *overrides])
+
+
+def race(turns: dict[str, Turn], rounds: int) -> dict[str, list[float]]:
+    """What each side's turn returned, round by round; the sides change places every round."""
+    results: dict[str, list[float]] = {name: [] for name in turns}
+    for turn in range(rounds):
+        for name in list(turns) if turn % 2 == 0 else list(reversed(turns)):
+            results[name].append(turns[name]())
+        say(
+            f"  round {turn + 1}/{rounds}: "
+            + ", ".join(f"{name} {values[-1]:,.4g}" for name, values in results.items())
+        )
+    return results
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """The median of the rounds' ratios, with the least and the largest."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long it takes, waiting for a GPU to end."""
+    synchronise()
+    started = time.perf_counter()
+    work()
+    synchronise()
+    return time.perf_counter() - started
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def machine() -> dict[str, Any]:
+    """Where this was measured."""
+    names = (
+        [torch.cuda.get_device_name()] if torch.cuda.is_available() else [platform.processor() or platform.machine()]
+    )
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
+    return {"device": names[0], "threads": torch.get_num_threads(), **versions}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
