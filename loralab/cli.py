@@ -91,6 +91,46 @@ def evaluate(trained: Trained, overrides: Overrides = None, base: Base = None, a
 
 
 @app.command()
+def score(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="A .csv or .jsonl(.gz) with predictions, or a run's folder.")
+    ],
+    prediction: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prediction",
+            "--predictions",
+            metavar="COLUMN",
+            help="A system's column; may be repeated. Default: prediction, or all that start so.",
+        ),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="May be repeated. Default: references, reference, target or summary."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="What the predictions were made from. Default: source.")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Rows with the same value share a source. Default: the source, or found."),
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="Separated by commas, such as rouge,chrf: those of recipes.")] = "rouge",
+    as_json: AsJson = False,
+) -> None:
+    """Score predictions of one or several systems, with intervals, and compare each two.
+
+    Example: loralab score answers.csv --reference summary --prediction base --prediction lora
+    """
+    from loralab.predictions import Columns
+    from loralab.score import report, score_files
+
+    columns = Columns(prediction or (), reference or (), source, group)
+    results = score_files(files, columns, metrics.split(","))
+    _finish(results, as_json, report(results))
+
+
+@app.command()
 def generate(
     trained: Trained,
     overrides: Overrides = None,
@@ -162,7 +202,7 @@ def _finish(result: dict[str, Any], as_json: bool, text: str) -> None:
 
 
 def _scores(metrics: dict[str, dict[str, float]]) -> str:
-    return "\n".join(f"{name:<10} {m['value']:8.3f}  [{m['low']:.3f}, {m['high']:.3f}]" for name, m in metrics.items())
+    return "\n".join(f"{name:<13} {m['value']:8.3f}  [{m['low']:.3f}, {m['high']:.3f}]" for name, m in metrics.items())
 
 
 def main() -> NoReturn:

@@ -22,6 +22,7 @@ from loralab.config import Recipe
 from loralab.data.sources import Split
 from loralab.errors import RecipeError, Stopped
 from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score
+from loralab.metrics import COLUMNS
 from loralab.metrics.floors import constant, lead
 from loralab.progress import clock, say
 from loralab.recipe_file import to_yaml
@@ -36,7 +37,7 @@ from loralab.run import (
     write_recipe,
     write_text,
 )
-from loralab.table import TITLES, Row, empty_row, markdown_table, terminal_tables
+from loralab.table import Row, directions, empty_row, markdown_table, score_names, terminal_tables, titles
 from loralab.train import describe_rows, read_training_rows
 
 STOPPED = 130  # the exit code of a run that was stopped after saving
@@ -156,9 +157,9 @@ def _floors(recipe: Recipe, rows: Split, sentence: str) -> dict[str, Scores]:
         FLOORS["lead"]: [lead(example.source) for example in rows.examples],
         FLOORS["constant"]: [sentence for _ in rows.examples],
     }
-    groups, references = [example.source for example in rows.examples], [example.targets for example in rows.examples]
+    sources, references = [example.source for example in rows.examples], [example.targets for example in rows.examples]
     return {
-        name: Scores(groups, score(texts, references, recipe.evaluation.metrics), None)
+        name: Scores(sources, score(texts, references, sources, recipe.evaluation.metrics), None)
         for name, texts in predictions.items()
     }
 
@@ -173,7 +174,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
     scored = [row for row in rows if row["method"] != "floor" and row["metrics"]]
     lines = [
         f"{evaluated['rows']:,} rows of {evaluated['data']}, {evaluated['split']}. [low, high]: 95 % bootstrap interval by source. "
-        f"p: paired bootstrap against {rows[0]['variant']}. loss: nats per target token, less is better.",
+        f"p: paired bootstrap against {rows[0]['variant']}. loss: nats per target token. {directions(['loss', *score_names(rows)])}",
         f'"{FLOORS["constant"]}" is one training summary for every row, the one closest to all others: {results["constant"]}',
     ]
     if evaluated["leaked"]:
@@ -185,24 +186,23 @@ def remarks(results: dict[str, Any]) -> list[str]:
 
 
 def _against_first(row: Row, first: Row) -> list[str]:
-    better = [
-        TITLES.get(name, name) for name in row["metrics"] if name in first["metrics"] and _apart(row, first, name)
-    ]
+    better = titles([name for name in row["metrics"] if name in first["metrics"] and _apart(row, first, name)])
     return [f"{row['variant']} beats {first['variant']}, intervals apart, in {', '.join(better)}."] if better else []
 
 
 def _apart(row: Row, other: Row, name: str) -> bool:
     """Whether the row is better than the other by more than both intervals."""
     a, b = row["metrics"][name], other["metrics"][name]
-    return bool(a["high"] < b["low"] if name == "loss" else a["low"] > b["high"])
+    if COLUMNS[name].better == "lower":
+        a, b = b, a
+    return bool(COLUMNS[name].better != "neither" and a["low"] > b["high"])
 
 
 def _under_floors(row: Row, floors: Sequence[Row]) -> list[str]:
     under: dict[str, list[str]] = {}
     for floor in floors:
-        names = [
-            TITLES.get(name, name) for name in floor["metrics"] if name in row["metrics"] and _apart(floor, row, name)
-        ]
-        if names:
+        # a floor is one for scores: a copy of the source makes up no name, which is no merit
+        scores = [name for name in floor["metrics"] if name in row["metrics"] and COLUMNS[name].better == "higher"]
+        if names := titles([name for name in scores if _apart(floor, row, name)]):
             under.setdefault(", ".join(names), []).append(f'"{floor["variant"]}"')
     return [f"{row['variant']} is UNDER {' and '.join(which)} in {names}." for names, which in under.items()]

@@ -77,18 +77,24 @@ def evaluate(engine: Engine, recipe: Recipe, split: Split, lengths: tuple[int, i
     predictions = write_answers(engine, split, encoded, recipe.evaluation.max_new_tokens)
     references = [example.targets for example in split.examples]
     tokens = encoded.target_lengths.astype(np.float64)
-    values = {"loss": losses / tokens, **score(predictions, references, recipe.evaluation.metrics)}
-    scores = Scores([example.source for example in split.examples], values, tokens)
+    sources = [example.source for example in split.examples]
+    values = {"loss": losses / tokens, **score(predictions, references, sources, recipe.evaluation.metrics)}
+    scores = Scores(sources, values, tokens)
     if folder is not None:
         write_predictions(folder, split, predictions, scores)
     return scores
 
 
-def score(predictions: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str]) -> dict[str, Floats]:
+def score(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    sources: Sequence[str] | None,
+    metrics: Sequence[str],
+) -> dict[str, Floats]:
     """Every column of every named metric, [rows] each."""
     columns: dict[str, Floats] = {}
     for name in metrics:
-        columns |= METRICS[name].score(predictions, references)
+        columns |= METRICS[name].score(predictions, references, sources)
     return columns
 
 

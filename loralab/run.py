@@ -161,7 +161,7 @@ def _adapter_tree(path: Path) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions and hardware."""
-    libraries = ("loralab", "torch", "transformers", "tokenizers", "numpy", "rouge_score")
+    libraries = ("loralab", "torch", "transformers", "tokenizers", "numpy", "rouge_score", "sacrebleu")
     return {
         "versions": {"python": platform.python_version(), **dict(_versions(libraries))},
         "hardware": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},

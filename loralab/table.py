@@ -1,17 +1,25 @@
-"""Tables for people: the rows of a comparison as text of at most 80 columns, and as Markdown."""
+"""Tables for people: rows of scores as text of at most 80 columns, and as Markdown.
+
+What does not fit beside each other stands below each other, each part with the names of the rows.
+"""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from loralab.metrics import COLUMNS
 from loralab.progress import clock
 
 Row = dict[str, Any]
 Cell = list[str]
 """The lines of one cell."""
 
-TITLES = {"loss": "loss", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
+WIDTH = 80  # of a terminal
+LONGEST_NAME = 28  # of a row, in one line
+MARKDOWN_COLUMNS = 10
+COST = ("trained", "saved", "time", "peak memory")
 
 
 def empty_row(name: str, method: str) -> Row:
@@ -26,24 +34,43 @@ def terminal_tables(rows: Sequence[Row], published: dict[str, dict[str, float]])
     """What each variant cost, then what it scored: value, 95 % interval, p against the first row, and the published figure."""
     names = score_names(rows)
     cost = [[[row["variant"]], *cost_cells_of(row), score_cell(row, "loss", published)] for row in rows]
-    scores = [[[row["variant"]], *(score_cell(row, name, published) for name in names)] for row in rows]
-    return "\n\n".join(
-        [
-            layout(["variant", "trained", "saved", "time", "peak memory", "loss"], cost),
-            layout(["variant", *(TITLES.get(name, name) for name in names)], scores),
-        ]
-    )
+    tables = [layout(["variant", *COST, COLUMNS["loss"].title], cost)]
+    if names:
+        scores = [[[row["variant"]], *(score_cell(row, name, published) for name in names)] for row in rows]
+        tables.append(layout(["variant", *titles(names)], scores))
+    return "\n\n".join(tables)
 
 
 def markdown_table(rows: Sequence[Row], published: dict[str, dict[str, float]]) -> str:
-    """One wide table for documents."""
+    """Wide tables for documents: one, where ten columns are enough."""
     names = ["loss", *score_names(rows)]
-    header = ["variant", "trained", "saved", "time", "peak memory", *(TITLES.get(name, name) for name in names)]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for row in rows:
-        cells = [[row["variant"]], *cost_cells_of(row), *(score_cell(row, name, published) for name in names)]
-        lines.append("| " + " | ".join("<br>".join(cell) for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    header = ["variant", *COST, *titles(names)]
+    cells = [
+        [[row["variant"]], *cost_cells_of(row), *(score_cell(row, name, published) for name in names)] for row in rows
+    ]
+    parts = range(1, len(header), MARKDOWN_COLUMNS - 1)
+    return "\n".join(_markdown(*_columns(header, cells, start, start + MARKDOWN_COLUMNS - 1)) for start in parts)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    lines = [header, *(["<br>".join(cell) for cell in row] for row in rows)]
+    texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join([texts[0], "|" + "---|" * len(header), *texts[1:]]) + "\n"
+
+
+def titles(names: Sequence[str]) -> list[str]:
+    """The columns' names for people."""
+    return [COLUMNS[name].title for name in names]
+
+
+def directions(names: Sequence[str]) -> str:
+    """In words: in which of these columns more is better, in which less, in which neither."""
+    said = []
+    for better in ("higher", "lower", "neither"):
+        if found := titles([name for name in names if COLUMNS[name].better == better]):
+            said.append(f"{better} is better: {', '.join(found)}")
+    text = "; ".join(said)
+    return text[:1].upper() + text[1:] + "."
 
 
 def score_names(rows: Sequence[Row]) -> list[str]:
@@ -69,11 +96,15 @@ def score_cell(row: Row, name: str, published: dict[str, dict[str, float]]) -> C
     metric = row["metrics"].get(name)
     if metric is None:
         return ["failed" if row.get("failed") else "-"]
-    digits = 3 if name == "loss" else 2
-    value, low, high = (f"{metric[key]:.{digits}f}" for key in ("value", "low", "high"))
-    cell = [f"{value} {p_text(metric['p_vs_first'])}".rstrip(), f"[{low}, {high}]"]
+    cell = value_cell(name, metric, metric["p_vs_first"])
     figure = published.get(row["variant"], {}).get(name)
     return cell if figure is None else [*cell, f"pub. {figure:.2f}"]
+
+
+def value_cell(name: str, metric: dict[str, Any], p: float | None = None, sign: str = "") -> Cell:
+    """Value and p, interval; `sign` "+" marks differences."""
+    value, low, high = (f"{metric[key]:{sign}.{COLUMNS[name].digits}f}" for key in ("value", "low", "high"))
+    return [f"{value} {p_text(p)}".rstrip(), f"[{low}, {high}]"]
 
 
 def p_text(p: float | None) -> str:
@@ -90,12 +121,45 @@ def memory(size: int | None) -> str:
     return f"{size / unit:.2f} {name}" if name == "GB" else f"{size / unit:.1f} {name}"
 
 
-def layout(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Columns as wide as their widest line; the first to the left, the others to the right."""
+def layout(header: Sequence[str], rows: Sequence[Sequence[Cell]], width: int = WIDTH) -> str:
+    """Columns as wide as their widest line; the first to the left, the others to the right.
+
+    As many columns as fit into the width; the others follow below, under the first column again.
+    """
+    rows = [[_folded(row[0]), *row[1:]] for row in rows]
     cells = [[[title] for title in header], *rows]
     widths = [max(len(line) for row in cells for line in row[column]) for column in range(len(header))]
-    lines = [_lines(row, widths) for row in cells]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    parts: list[str] = []
+    start = 1
+    while start < len(header) or not parts:
+        end = start + 1
+        while end < len(header) and _rule(widths, start, end + 1) <= width:
+            end += 1
+        parts.append(_part(*_columns(header, rows, start, end), [widths[0], *widths[start:end]]))
+        start = end
+    return "\n\n".join(parts)
+
+
+def _rule(widths: Sequence[int], start: int, end: int) -> int:
+    """How wide the first column and those from `start` to `end` are together, two spaces between them."""
+    return widths[0] + sum(width + 2 for width in widths[start:end])
+
+
+def _columns(
+    header: Sequence[str], rows: Sequence[Sequence[Cell]], start: int, end: int
+) -> tuple[list[str], list[list[Cell]]]:
+    """The first column and those from `start` to `end`."""
+    return [header[0], *header[start:end]], [[row[0], *row[start:end]] for row in rows]
+
+
+def _folded(name: Cell) -> Cell:
+    """A long name on several lines, broken where it must be."""
+    return [part for line in name for part in textwrap.wrap(line, LONGEST_NAME, subsequent_indent=" ") or [""]]
+
+
+def _part(header: Sequence[str], rows: Sequence[Sequence[Cell]], widths: Sequence[int]) -> str:
+    lines = [_lines(row, widths) for row in [[[title] for title in header], *rows]]
+    rule = "-" * _rule(widths, 1, len(widths))
     return "\n".join([*lines[0], rule, *(line for row in lines[1:] for line in row)])
 
 

@@ -28,8 +28,8 @@ LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"spec", "config", "recipe_file", "metrics"},
     {"targets", "fingerprint", "adapter", "data", "families", "run", "progress", "schedule", "table", "engine"},
-    {"checkpoint", "loop", "evaluate"},
-    {"train", "use"},
+    {"checkpoint", "loop", "evaluate", "predictions"},
+    {"train", "use", "score"},
     {"compare", "plan"},
     {"cli", "__main__"},
 )
@@ -40,7 +40,7 @@ FRAMEWORKS = {"on_torch": {"torch", "bitsandbytes"}, "on_jax": {"jax", "flax", "
 # The two files that name an engine in a string; what they import for a type checker alone is free.
 LAZY = {"loralab", "loralab.engine"}
 # Libraries that take a second or more to import: inside functions only, engines apart.
-HEAVY = {"transformers", "datasets", "rouge_score", "nltk", "scipy", "pandas", "pyarrow"}
+HEAVY = {"transformers", "datasets", "rouge_score", "sacrebleu", "nltk", "scipy", "pandas", "pyarrow"}
 NEVER_AT_START = {"torch", "jax", "flax", "peft", *HEAVY}
 
 LONGEST_FUNCTION = 80

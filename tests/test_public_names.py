@@ -39,6 +39,7 @@ COMMANDS = {
     "train": "recipe overrides --json --out --resume",
     "compare": "recipe overrides --json --out --resume",
     "evaluate": "trained overrides --base --json",
+    "score": "files --group --json --metrics --prediction --predictions --reference --source",
     "generate": "trained overrides --base --json --max-new-tokens --text",
     "merge": "trained --base --json --out",
     "recipes": "--json",

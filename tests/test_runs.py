@@ -18,8 +18,10 @@ from workshop import PROMPT, loralab
 from loralab import load_adapter, load_model
 from loralab.data.sources import read_split
 from loralab.evaluate import leaked_rows
+from loralab.predictions import Columns
 from loralab.recipe_file import load_recipe
 from loralab.run import read_lines
+from loralab.score import score_files
 
 PROMISED = {
     "variant",
@@ -226,12 +228,31 @@ def test_a_failed_variant_is_reported_and_the_others_kept(workshop: Path) -> Non
         "variants.lora-4.lora.rules=[nope]",
         "training.epochs=1",
         "variants=[zero-shot, lora-4]",
+        "evaluation.metrics=[chrf, copied, names]",
         "--out",
         "with-failure",
     ]
     done = loralab(workshop, "compare", "tiny.yaml", *arguments, code=1)
     assert "lora-4 failed with exit code 2" in done.stderr and "matches no module" in done.stderr
     assert "failed" in done.stdout and "zero-shot" in done.stdout
+    metrics = {
+        row["variant"]: row["metrics"]
+        for row in json.loads((workshop / "with-failure/results.json").read_text())["rows"]
+    }
+    assert set(metrics["zero-shot"]) == {"loss", "chrf", "copied_3grams", "new_names"} and not metrics["lora-4"]
+    lead = {name: metric["value"] for name, metric in metrics["first two turns"].items()}
+    assert lead["copied_3grams"] == 100 and lead["new_names"] == 0 and 0 < lead["chrf"] < 100
+    assert "neither is better: copied 3-grams" in " ".join(done.stdout.split())
+
+
+def test_scoring_a_runs_predictions_gives_the_runs_scores(workshop: Path, run: dict[str, Any]) -> None:
+    results = score_files([workshop / run["run"]], Columns(), ["rouge"])
+    assert [row["system"] for row in results["rows"]] == [Path(run["run"]).name]
+    scores = results["rows"][0]["metrics"]
+    assert {name: {**score, "p_vs_first": None} for name, score in scores.items()} == {
+        name: metric for name, metric in run["metrics"].items() if name != "loss"
+    }
+    assert (results["examples"], results["groups"]) == (12, 10)
 
 
 def test_rows_that_leak_are_counted(data_folder: Path) -> None:

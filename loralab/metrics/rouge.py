@@ -14,12 +14,13 @@ import importlib.metadata
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from loralab.errors import DataError
+from loralab.metrics.metric import Column, Floats, check_rows
 
 ID = "rouge_score: F, Porter stems, best of several references, sentences by newline"
-NAMES: tuple[str, ...] = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+COLUMNS: tuple[Column, ...] = tuple(Column(name, name.replace("rouge", "ROUGE-"), better="higher") for name in NAMES)
+NEEDS_SOURCES = False
 
 
 def version() -> str:
@@ -27,7 +28,9 @@ def version() -> str:
     return importlib.metadata.version("rouge_score")
 
 
-def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, NDArray[np.float64]]:
+def score(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], sources: Sequence[str] | None = None
+) -> dict[str, Floats]:
     """ROUGE of each row by the rule above: for each of `NAMES` an array of shape (rows,), in percent (0-100).
 
     `references` has one list of texts for each prediction. Raises DataError where there are no rows, where the two
@@ -35,22 +38,7 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> di
     """
     from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
-    _check(predictions, references)
+    check_rows("ROUGE", predictions, references)
     scorer = RougeScorer(NAMES, use_stemmer=True)
     rows = [scorer.score_multi(texts, prediction) for prediction, texts in zip(predictions, references, strict=True)]
     return {name: np.array([100.0 * row[name].fmeasure for row in rows]) for name in NAMES}
-
-
-def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    if len(predictions) != len(references):
-        raise DataError(
-            f"ROUGE got {len(predictions)} predictions and references for {len(references)} rows. "
-            "It needs one list of references for each prediction, in the same order."
-        )
-    if len(predictions) == 0:
-        raise DataError("ROUGE got no rows. It needs at least one prediction with a reference: check the data's split.")
-    for row, texts in enumerate(references):
-        if isinstance(texts, str):
-            raise DataError(f"The references of row {row} are one text. Expected a list: put the text into brackets.")
-        if len(texts) == 0:
-            raise DataError(f"Row {row} has no reference. ROUGE needs at least one for each row: leave the row out.")

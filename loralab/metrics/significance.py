@@ -9,6 +9,7 @@ Sources:
 - Efron and Tibshirani, "An Introduction to the Bootstrap", Chapman & Hall 1993, section 13.3: the percentile interval.
 - Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004,
   https://aclanthology.org/W04-3250: paired resampling, both systems scored on the same draws.
+- Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979.
 - Davison and Hinkley, "Bootstrap Methods and their Application", Cambridge 1997, chapter 4: the +1 of the p-value.
 """
 
@@ -37,6 +38,13 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True)
+class Difference(Interval):
+    """The first system's statistic less the second's, its interval, and the paired two-sided p-value."""
+
+    p: float
+
+
 class Bootstrap:
     """The same resamples of the same groups for every call, so that any two systems are compared on the same draws.
 
@@ -58,24 +66,27 @@ class Bootstrap:
     def interval(self, values: ArrayLike, weights: ArrayLike | None = None) -> Interval:
         """The statistic of `values`, shape (rows,), with its 95 % percentile interval.
 
-        The difference of two systems on the same rows is the statistic of the differences: `interval(a - b, weights)`.
         Raises DataError for values or weights of another length, or not finite, and for weights that are not positive.
         """
         value, draws = self._statistic(values, weights)
-        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Interval(value, float(low), float(high))
+        return Interval(value, *_percentiles(draws))
 
-    def p_value(self, values_a: ArrayLike, values_b: ArrayLike, weights: ArrayLike | None = None) -> float:
-        """The paired two-sided p-value of the difference between two systems on the same rows.
+    def difference(self, values_a: ArrayLike, values_b: ArrayLike, weights: ArrayLike | None = None) -> Difference:
+        """The statistic of a - b of two systems on the same rows, each drawn with the same groups.
 
-        Twice the share of draws in which the difference has the rarer of its two signs (a tie counts for both), so that
-        p is below 0.05 where the 95 % interval of the difference leaves out 0. One is added above and below the
-        fraction line, so that p is never 0. Identical systems have p = 1. Raises DataError as `interval` does.
+        p is twice the share of draws in which the difference has the rarer of its two signs (a tie counts for both), so
+        that it is below 0.05 where the 95 % interval leaves out 0. One is added above and below the fraction line, so
+        that p is never 0. Identical systems have p = 1, and so has a single group. Raises DataError as `interval` does.
         """
         a, b = self._column("values", values_a), self._column("values", values_b)
-        _, draws = self._statistic(a - b, weights)
+        value, draws = self._statistic(a - b, weights)
         rarer = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
-        return min(1.0, 2 * (rarer + 1) / (self.draws + 1))
+        p = min(1.0, 2 * (rarer + 1) / (self.draws + 1)) if self.groups > 1 else 1.0
+        return Difference(value, *_percentiles(draws), p)
+
+    def p_value(self, values_a: ArrayLike, values_b: ArrayLike, weights: ArrayLike | None = None) -> float:
+        """The p of `difference` alone."""
+        return self.difference(values_a, values_b, weights).p
 
     def _statistic(self, values: ArrayLike, weights: ArrayLike | None) -> tuple[float, Floats]:
         """The statistic on the rows as they are, and in each draw."""
@@ -109,3 +120,23 @@ class Bootstrap:
                 f"The {what} of row {row} are {column[row]}. Expected finite numbers: find out why the row has none."
             )
         return column
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, in their order, corrected for being so many: Holm's step-down procedure.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on, each at least as large as the one before and at
+    most 1. Where the corrected ones below 0.05 are called differences, the chance that even one of those calls is
+    wrong is at most 5 %, however the comparisons hang together.
+    """
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for done, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - done) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def _percentiles(draws: Floats) -> tuple[float, float]:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -1,0 +1,80 @@
+"""What a metric is: a module with an identity, columns, and `score`, which gives every row its own number.
+
+Row by row, so that `significance` can put an interval around the mean and a p-value on a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loralab.errors import DataError
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of each row, and how to read its mean."""
+
+    name: str
+    """In recipes, records and JSON."""
+    title: str
+    """In tables."""
+    better: Literal["higher", "lower", "neither"]
+    """Which of two values is the better one; nothing is said to beat another in a column where neither is."""
+    digits: int = 2
+    """Behind the point, in tables."""
+
+
+class Metric(Protocol):
+    """What a metric's module has."""
+
+    ID: str
+    """The rule in a line, for records."""
+    COLUMNS: tuple[Column, ...]
+    NEEDS_SOURCES: bool
+    """Whether it looks at what the model read."""
+
+    def version(self) -> str:
+        """Of the library that computes it."""
+
+    def score(
+        self,
+        predictions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        sources: Sequence[str] | None = None,
+    ) -> dict[str, Floats]:
+        """[rows] for each column. Raises DataError for lists that do not fit together, or sources that it lacks."""
+
+
+def check_rows(
+    who: str,
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    sources: Sequence[str] | None = None,
+    needs_sources: bool = False,
+) -> None:
+    """Raises DataError where there are no rows, where lengths differ, or where a row lacks what `who` needs."""
+    if len(predictions) != len(references):
+        raise DataError(
+            f"{who} got {len(predictions)} predictions and references for {len(references)} rows. "
+            "It needs one list of references for each prediction, in the same order."
+        )
+    if len(predictions) == 0:
+        raise DataError(
+            f"{who} got no rows. It needs at least one prediction with a reference: check the data's split."
+        )
+    for row, texts in enumerate(references):
+        if isinstance(texts, str):
+            raise DataError(f"The references of row {row} are one text. Expected a list: put the text into brackets.")
+        if len(texts) == 0:
+            raise DataError(f"Row {row} has no reference. {who} needs at least one for each row: leave the row out.")
+    if needs_sources and sources is None:
+        raise DataError(f"{who} looks at the sources and got none. Give the text that each prediction was made from.")
+    if sources is not None and len(sources) != len(predictions):
+        raise DataError(f"{who} got {len(sources)} sources for {len(predictions)} predictions. Expected one for each.")
