@@ -191,7 +191,7 @@ def test_a_hundred_thousand_rows_stay_within_50_mb() -> None:
         ([1.0, float("nan"), 3.0], None, "values of row 1 are nan"),
         ([1.0, 2.0, float("inf")], None, "values of row 2 are inf"),
         ([1.0, 2.0], None, "shape \\(2,\\) for 3 rows"),
-        ([[1.0], [2.0], [3.0]], None, "shape \\(3, 1\\) for 3 rows"),
+        ([[1.0], [2.0], [3.0]], None, "shape \\(1,\\) for 3 rows"),
         ([1.0, 2.0, 3.0], [1.0, float("nan"), 1.0], "weights of row 1 are nan"),
         ([1.0, 2.0, 3.0], [1.0, 1.0, 0.0], "weight of row 2 is 0.0"),
     ],
@@ -246,3 +246,34 @@ def test_holm_keeps_false_calls_below_five_percent() -> None:
         alone += min(p_values) < 0.05
         together += min(holm(p_values)) < 0.05
     assert alone / 600 > 0.08 and together / 600 < 0.07
+
+
+def test_several_seeds_widen_the_interval_by_their_spread() -> None:
+    """Seeds that differ by far more than rows: the interval is that of their mean, as scipy's bootstrap of the seeds gives it."""
+    rng = np.random.default_rng(0)
+    seeds = np.array([10.0, 11.0, 12.5, 13.0, 14.0])
+    rows = rng.normal(0, 0.01, size=200)
+    found = Bootstrap(range(200)).interval(seeds[:, None] + rows)
+    expected = scipy.stats.bootstrap((seeds,), np.mean, method="percentile", n_resamples=20_000, random_state=1)
+    assert found.value == pytest.approx(seeds.mean() + rows.mean())
+    interval = expected.confidence_interval
+    assert [found.low, found.high] == pytest.approx(
+        [interval.low, interval.high], abs=0.1
+    )  # two sets of draws of a coarse sum
+
+
+def test_equal_seeds_change_nothing() -> None:
+    values = np.random.default_rng(1).normal(size=50)
+    bootstrap = Bootstrap(range(50))
+    one, three = bootstrap.interval(values), bootstrap.interval(np.stack([values] * 3))
+    assert [one.value, one.low, one.high] == pytest.approx([three.value, three.low, three.high])
+
+
+def test_the_difference_of_systems_with_seeds_covers_the_truth() -> None:
+    """Two systems of equal skill, five seeds each: their difference is called real about as seldom as it should be."""
+    rng, false_alarms = np.random.default_rng(2), 0
+    for trial in range(200):
+        rows = rng.normal(size=60)
+        a, b = (rows + rng.normal(0, 0.3, size=(5, 1)) + rng.normal(0, 0.2, size=(5, 60)) for _ in range(2))
+        false_alarms += Bootstrap(range(60), draws=400, seed=trial).difference(a, b).p < 0.05
+    assert false_alarms <= 30  # 10 are due; resampling five seeds is known to be somewhat bold

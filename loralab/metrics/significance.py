@@ -64,22 +64,31 @@ class Bootstrap:
         self.seed = seed
 
     def interval(self, values: ArrayLike, weights: ArrayLike | None = None) -> Interval:
-        """The statistic of `values`, shape (rows,), with its 95 % percentile interval.
+        """The statistic of `values`, shape (rows,) or (seeds, rows), with its 95 % percentile interval.
+
+        Of several seeds it is the mean, and seeds are drawn as well as groups: the interval then says how far another
+        training on other seeds, scored on other rows, may lie. With two or three seeds it is somewhat too narrow.
 
         Raises DataError for values or weights of another length, or not finite, and for weights that are not positive.
         """
-        value, draws = self._statistic(values, weights)
+        value, draws = self._statistic(self._columns(values), weights)
         return Interval(value, *_percentiles(draws))
 
     def difference(self, values_a: ArrayLike, values_b: ArrayLike, weights: ArrayLike | None = None) -> Difference:
-        """The statistic of a - b of two systems on the same rows, each drawn with the same groups.
+        """The statistic of a - b of two systems on the same rows, each drawn with the same groups and its own seeds.
 
         p is twice the share of draws in which the difference has the rarer of its two signs (a tie counts for both), so
         that it is below 0.05 where the 95 % interval leaves out 0. One is added above and below the fraction line, so
         that p is never 0. Identical systems have p = 1, and so has a single group. Raises DataError as `interval` does.
         """
-        a, b = self._column("values", values_a), self._column("values", values_b)
-        value, draws = self._statistic(a - b, weights)
+        a, b = self._columns(values_a), self._columns(values_b)
+        if len(a) == len(b) == 1:  # row by row first: what is equal is then a tie, and no rounding
+            value, draws = self._statistic(a - b, weights)
+        else:
+            (value_a, draws_a), (value_b, draws_b) = (
+                self._statistic(each, weights, i) for i, each in enumerate((a, b))
+            )
+            value, draws = value_a - value_b, draws_a - draws_b
         rarer = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
         p = min(1.0, 2 * (rarer + 1) / (self.draws + 1)) if self.groups > 1 else 1.0
         return Difference(value, *_percentiles(draws), p)
@@ -88,17 +97,29 @@ class Bootstrap:
         """The p of `difference` alone."""
         return self.difference(values_a, values_b, weights).p
 
-    def _statistic(self, values: ArrayLike, weights: ArrayLike | None) -> tuple[float, Floats]:
-        """The statistic on the rows as they are, and in each draw."""
-        v = self._column("values", values)
-        w = self._column("weights", np.ones(len(v)) if weights is None else weights)
+    def _statistic(self, values: Floats, weights: ArrayLike | None, stream: int = 0) -> tuple[float, Floats]:
+        """The statistic on the rows as they are, and in each draw; `values` is (seeds, rows). Streams draw other seeds."""
+        w = self._column("weights", np.ones(values.shape[1]) if weights is None else weights)
         if not (w > 0).all():
             row = int(np.argmin(w > 0))
             raise DataError(f"The weight of row {row} is {w[row]}. Weights must be positive: leave the row out.")
-        above = np.bincount(self._group_of_row, weights=w * v)
+        above = [np.bincount(self._group_of_row, weights=w * one) for one in values]
         below = np.bincount(self._group_of_row, weights=w)
-        draws = [above.take(drawn).sum(axis=1) / below.take(drawn).sum(axis=1) for drawn in self._resamples()]
-        return float(above.sum() / below.sum()), np.concatenate(draws)
+        shares = self._shares(len(values), stream)
+        draws, done = [], 0
+        for drawn in self._resamples():
+            tops = np.stack([one.take(drawn).sum(axis=1) for one in above], axis=1)
+            part = shares[done : done + len(drawn)]
+            draws.append((tops * part).sum(axis=1) / below.take(drawn).sum(axis=1))
+            done += len(drawn)
+        return float(np.mean([one.sum() for one in above]) / below.sum()), np.concatenate(draws)
+
+    def _shares(self, seeds: int, stream: int) -> Floats:
+        """How much each seed weighs in each draw, shape (draws, seeds): as many are drawn as there are, with replacement."""
+        if seeds == 1:
+            return np.ones((self.draws, 1))
+        generator = np.random.default_rng([self.seed, 1 + stream])
+        return generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=self.draws) / seeds
 
     def _resamples(self) -> Iterator[NDArray[np.int64]]:
         """The numbers of the groups drawn, shape (some draws, groups), until all draws are done."""
@@ -106,6 +127,11 @@ class Bootstrap:
         size = max(1, CHUNK // self.groups)
         for start in range(0, self.draws, size):
             yield generator.integers(self.groups, size=(min(size, self.draws - start), self.groups))
+
+    def _columns(self, values: ArrayLike) -> Floats:
+        """(seeds, rows), from that or from a single (rows,)."""
+        table = np.asarray(values, dtype=np.float64)
+        return np.stack([self._column("values", one) for one in (table if table.ndim == 2 else [table])])
 
     def _column(self, what: str, given: ArrayLike) -> Floats:
         column = np.asarray(given, dtype=np.float64)
