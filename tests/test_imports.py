@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"spec", "config", "recipe_file", "metrics"},
     {"targets", "fingerprint", "adapter", "data", "families", "run", "progress", "schedule", "table", "engine"},
     {"checkpoint", "loop", "evaluate"},
-    {"train", "use"},
+    {"train", "use", "answer"},
     {"compare", "plan"},
     {"cli", "__main__"},
 )
