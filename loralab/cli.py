@@ -29,7 +29,7 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's fi
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as lora.rank=32.")
 ]
-Trained = Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="A run's folder, or an adapter's.")]
+Trained = Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="A run's folder, an adapter's, or a model's.")]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The new folder; default: the next free runs/NAME.")
 ]
@@ -137,20 +137,40 @@ def generate(
     text: Annotated[
         list[str] | None, typer.Option("--text", help="What to answer, without the prompt; may be repeated.")
     ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            "--input", metavar="FILE", help=".jsonl or .csv with the source column, .txt or - with a text a line."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="A new .jsonl or .csv: the input's rows with a column prediction."),
+    ] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(
+            "--sample", metavar="SPLIT[:ROW]", help="Answer a random row of a split, or that row, beside its reference."
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="The longest answer; default: the recipe's.")
     ] = None,
     base: Base = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer texts with a trained model.
+    """Answer texts with a trained model, or with a base: of options, of stdin as one text, or as you type them.
 
-    Example: loralab generate runs/rank-32 --text "Tom: Lunch? Ann: At one."
+    How it writes are overrides: evaluation.beams=4, evaluation.sample=true evaluation.top_p=0.9, and the like.
+
+    Example: loralab generate runs/rank-32 --text "Tom: Lunch? Ann: At one." evaluation.beams=4
     """
-    from loralab.use import answer
+    from loralab.answer import Question, answer
 
-    answers = answer(trained, text or [], overrides or [], base, max_new_tokens)
-    _finish({"answers": answers}, as_json, "\n".join(answers))
+    question = Question(text or (), input, out, sample, as_json)
+    result, words = answer(trained, question, overrides or [], base, max_new_tokens)
+    if as_json or words is not None:
+        _finish(result, as_json, words or "")
 
 
 @app.command()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from loralab.config import Recipe
+    from loralab.config import Decoding, Recipe
     from loralab.data.batches import Batch
 
 
@@ -72,9 +72,16 @@ class Engine(Protocol):
         """[B]: each row's loss in nats, summed over its target tokens; nothing is dropped out."""
 
     def generate(
-        self, source_ids: Sequence[Sequence[int]], max_new_tokens: int, on_done: Callable[[int], None] | None = None
+        self,
+        source_ids: Sequence[Sequence[int]],
+        decoding: Decoding,
+        on_done: Callable[[int], None] | None = None,
+        on_token: Callable[[int], None] | None = None,
     ) -> list[list[int]]:
-        """Greedy answers, as ids without start, end and padding; in the order of the sources. `on_done` hears how many are done."""
+        """Answers, as ids without start, end and padding; in the order of the sources.
+
+        `on_done` hears how many are done; `on_token` each token as it is written, for a single source and no beam search.
+        """
 
     def save(self, folder: Path, card: dict[str, Any]) -> Path:
         """Writes what was trained below this folder; returns where."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.config import Recipe
+from loralab.config import Decoding, Recipe
 from loralab.data.batches import collate, evaluation_batches
 from loralab.data.encode import EncodedSplit, encode
 from loralab.data.prompts import Prompt
@@ -74,7 +74,7 @@ def evaluate(engine: Engine, recipe: Recipe, split: Split, lengths: tuple[int, i
     prompt = Prompt(recipe.data.prompt, recipe.data.source)
     encoded = encode(split, engine.tokenizer, prompt, *lengths)
     losses = row_losses(engine, encoded)
-    predictions = write_answers(engine, split, encoded, recipe.evaluation.max_new_tokens)
+    predictions = write_answers(engine, split, encoded, recipe.evaluation)
     references = [example.targets for example in split.examples]
     tokens = encoded.target_lengths.astype(np.float64)
     sources = [example.source for example in split.examples]
@@ -109,16 +109,14 @@ def row_losses(engine: Engine, encoded: EncodedSplit) -> Floats:
     return losses
 
 
-def write_answers(engine: Engine, split: Split, encoded: EncodedSplit, max_new_tokens: int) -> list[str]:
+def write_answers(engine: Engine, split: Split, encoded: EncodedSplit, decoding: Decoding) -> list[str]:
     """One prediction a row; rows with the same source share it."""
     first_row: dict[str, int] = {}
     for row, example in enumerate(split.examples):
         first_row.setdefault(example.source, row)
     sources = list(first_row)
     progress = Progress("generate", len(sources))
-    ids = engine.generate(
-        [encoded.source(first_row[source]).tolist() for source in sources], max_new_tokens, progress.update
-    )
+    ids = engine.generate([encoded.source(first_row[source]).tolist() for source in sources], decoding, progress.update)
     texts = dict(zip(sources, engine.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True))
     return [texts[example.source].strip() for example in split.examples]
 

@@ -116,16 +116,19 @@ def read_record(folder: Path) -> dict[str, Any]:
 # Finding what to evaluate, to generate from, or to merge
 
 
-def find_trained(path: Path, overrides: list[str], base: str | None) -> tuple[Recipe, Path | None]:
-    """The recipe of a run or of a single adapter, and what it trained (None for zero-shot).
+def find_trained(
+    path: Path, overrides: list[str], base: str | None, data: dict[str, Any] | None = None
+) -> tuple[Recipe, Path | None]:
+    """The recipe of a run, of a single adapter or of a plain model, and what was trained (None for the base as it is).
 
     Args:
-        path: a run's folder, or an adapter's, ours or PEFT's.
-        overrides: of the stored recipe. An adapter made elsewhere has none: they must say what is needed.
+        path: a run's folder, an adapter's, ours or PEFT's, or a model's.
+        overrides: of the stored recipe. What was made elsewhere has none: they must say what is needed.
         base: the base's place now, where it has moved.
+        data: the recipe's data block where none is stored.
     """
     if not path.is_dir():
-        raise RunError(f"There is no folder {path}. Expected a run (runs/NAME) or an adapter.")
+        raise RunError(f"There is no folder {path}. Expected a run (runs/NAME), an adapter or a model.")
     if base is not None:
         overrides = [f"model.name={json.dumps(base)}", *overrides]
     if (path / RECIPE).exists():
@@ -135,8 +138,18 @@ def find_trained(path: Path, overrides: list[str], base: str | None) -> tuple[Re
             raise RunError(f"{path} holds a recipe, but neither {' nor '.join(SAVED)}: the run there has not finished.")
         return recipe, saved
     if (path / "adapter_config.json").exists():
-        return recipe_from_tree(_adapter_tree(path), overrides, str(path)), path
-    raise RunError(f"{path} is neither a run (it has no {RECIPE}) nor an adapter (it has no adapter_config.json).")
+        return recipe_from_tree(_with_data(_adapter_tree(path), data), overrides, str(path)), path
+    if (path / "config.json").exists():
+        tree = {"name": path.name, "model": {"name": str(path)}, "training": {"method": "none"}}
+        return recipe_from_tree(_with_data(tree, data), overrides, str(path)), None
+    raise RunError(
+        f"{path} is neither a run (it has no {RECIPE}) nor an adapter (it has no adapter_config.json) "
+        "nor a model (it has no config.json)."
+    )
+
+
+def _with_data(tree: dict[str, Any], data: dict[str, Any] | None) -> dict[str, Any]:
+    return tree if data is None else {"data": data} | tree
 
 
 def _recipe_tree(path: Path) -> dict[str, Any]:

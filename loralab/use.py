@@ -1,4 +1,4 @@
-"""Using what was trained: scoring it again, answering texts with it, merging it."""
+"""Using what was trained: scoring it again, merging it. answer.py answers with it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loralab.config import Recipe
-from loralab.data.encode import encode_sources, resolve_lengths
-from loralab.data.prompts import Prompt
+from loralab.data.encode import resolve_lengths
 from loralab.engine import Engine, load_engine, merge, open_engine
 from loralab.errors import UserError
 from loralab.evaluate import evaluate, read_evaluation_rows
@@ -21,7 +20,7 @@ def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dic
     recipe, saved = find_trained(trained, overrides, base)
     rows = read_evaluation_rows(recipe)
     engine = open_engine(recipe) if saved is None else load_engine(recipe, saved)
-    lengths = _lengths(engine, recipe)
+    lengths = lengths_of(engine, recipe)
     scores = evaluate(engine, recipe, rows, lengths, None)
     return {
         **empty_row(recipe.name, recipe.training.method),
@@ -34,20 +33,6 @@ def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dic
     }
 
 
-def answer(
-    trained: Path, texts: list[str], overrides: list[str], base: str | None, max_new_tokens: int | None
-) -> list[str]:
-    """The model's answers to texts, each put into the recipe's prompt."""
-    if not texts:
-        raise UserError("Nothing to answer: give --text TEXT.")
-    recipe, saved = find_trained(trained, overrides, base)
-    engine = open_engine(recipe) if saved is None else load_engine(recipe, saved)
-    prompt = Prompt(recipe.data.prompt, recipe.data.source)
-    ids, _ = encode_sources(texts, engine.tokenizer, prompt, _lengths(engine, recipe)[0])
-    answers = engine.generate(ids, max_new_tokens or recipe.evaluation.max_new_tokens)
-    return [text.strip() for text in engine.tokenizer.batch_decode(answers, skip_special_tokens=True)]
-
-
 def merge_saved(trained: Path, out: Path, base: str | None) -> None:
     """Writes a run's base and adapter as one plain model."""
     recipe, saved = find_trained(trained, [], base)
@@ -56,7 +41,7 @@ def merge_saved(trained: Path, out: Path, base: str | None) -> None:
     merge(recipe.model.name, saved, new_folder(out, out.name))
 
 
-def _lengths(engine: Engine, recipe: Recipe) -> tuple[int, int]:
+def lengths_of(engine: Engine, recipe: Recipe) -> tuple[int, int]:
     """The lengths of the training; a percentile was settled then."""
     source, target = recipe.data.max_source_length, recipe.data.max_target_length
     if isinstance(source, int) and isinstance(target, int):

@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"spec", "config", "recipe_file", "metrics"},
     {"targets", "fingerprint", "adapter", "data", "families", "run", "progress", "schedule", "table", "engine"},
     {"checkpoint", "loop", "evaluate", "predictions"},
-    {"train", "use", "score"},
+    {"train", "use", "answer", "score"},
     {"compare", "plan"},
     {"cli", "__main__"},
 )

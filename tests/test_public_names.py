@@ -30,7 +30,8 @@ INTERFACE = {
     "Recipe": "name description model data lora training optimizer evaluation variants published published_source",
     "UserError": "",
     "attach": "model spec name",
-    "generate": "model tokenizer texts * max_new_tokens",
+    "generate": "model tokenizer texts * max_new_tokens beams length_penalty early_stopping sample temperature top_k top_p "
+    "repetition_penalty seed",
     "load_adapter": "model folder name",
     "load_model": "name dtype device",
     "load_recipe": "name_or_path overrides",
@@ -40,7 +41,7 @@ COMMANDS = {
     "compare": "recipe overrides --json --out --resume",
     "evaluate": "trained overrides --base --json",
     "score": "files --group --json --metrics --prediction --predictions --reference --source",
-    "generate": "trained overrides --base --json --max-new-tokens --text",
+    "generate": "trained overrides --base --input --json --max-new-tokens --out --sample --text",
     "merge": "trained --base --json --out",
     "recipes": "--json",
     "schema": "",

@@ -278,9 +278,11 @@ def test_rows_that_leak_are_counted(data_folder: Path) -> None:
         (["train", "tiny.yaml", "data.name=empty"], "empty/train.jsonl: has no rows"),
         (["train", "tiny.yaml", "data.name=cut-off"], "cut-off/train.jsonl.gz, after line"),
         (["train", "tiny.yaml", "data.name=no-json"], "no-json/train.jsonl, line 2: not JSON"),
-        (["evaluate", "base"], "base is neither a run"),
+        (["evaluate", "base"], "data: missing; the recipe must give it"),
+        (["evaluate", "data"], "data is neither a run"),
         (["evaluate", "nowhere"], "There is no folder nowhere"),
-        (["generate", "base"], "Nothing to answer: give --text TEXT."),
+        (["generate", "base"], "Nothing to answer: give --text TEXT, --input FILE"),
+        (["generate", "base", "--text", "a", "evaluation.beams=0"], "evaluation.beams: expected greater than 0; got 0"),
         (["compare", "tiny.yaml", "variants={}", "published={}"], "has no variants to compare"),
     ],
 )

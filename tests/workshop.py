@@ -60,6 +60,7 @@ def loralab(place: Path, *arguments: str, code: int = 0) -> subprocess.Completed
         [sys.executable, "-m", "loralab", *arguments],
         cwd=place,
         env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,

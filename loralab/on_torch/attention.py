@@ -1,7 +1,7 @@
 """softmax(q kᵀ + bias) v, by the path that is fastest where it runs.
 
 PyTorch's own kernel serves, but for two cases on a CPU: with dropout it falls back to slow coins (dropout.py), and for
-a single query (a step of generation) in bf16 it takes five times as long as two plain products.
+few queries (a step of generation: one of each beam) in bf16 it takes two to five times as long as two plain products.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from loralab.on_torch.dropout import drop
 
+FEW = 8  # queries; in fp32 both ways take the same time up to there
+
 
 def attention(q_BHQE: Tensor, k_BHKE: Tensor, v_BHKE: Tensor, bias_BHQK: Tensor | None, rate: float) -> Tensor:
     """[B, H, Q, E]. No 1/√E; `rate` of the weights are dropped."""
-    on_cpu, single = q_BHQE.device.type == "cpu", q_BHQE.shape[2] == 1
-    if not (on_cpu and (rate or single)):
+    on_cpu, few = q_BHQE.device.type == "cpu", q_BHQE.shape[2] <= FEW
+    if not (on_cpu and (rate or few)):
         return F.scaled_dot_product_attention(q_BHQE, k_BHKE, v_BHKE, bias_BHQK, dropout_p=rate, scale=1.0)
     scores_BHQK = q_BHQE @ k_BHKE.transpose(-1, -2)
     if bias_BHQK is not None:

@@ -1,82 +1,54 @@
-"""Writing text: greedy decoding with a cache, in batches of like length.
+"""Writing text: sources are sorted into batches of like length; each model is asked in its own way.
 
-The source is read once per row; its cross-attention keys and values are computed once. A row that has ended leaves the
-batch.
+Our T5 writes by decode.py and beam.py, every other model by its own `generate` (transformers_generate.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from loralab.errors import ModelError
+from loralab.config import Decoding
+from loralab.errors import UserError
+from loralab.on_torch.beam import beam_search
+from loralab.on_torch.decode import decode
 from loralab.on_torch.models.t5 import T5
+from loralab.on_torch.transformers_generate import transformers_decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Answer = Callable[[Any, Tensor, Tensor, int], list[list[int]]]
-
-TOKENS_PER_BATCH = 16384  # padded source tokens that are generated from at once
-
-
-@torch.inference_mode()
-def greedy(model: T5, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[list[int]]:
-    """The most likely next token, again and again, until the end token or `max_new_tokens` of them; ids without the end token.
-
-    Args:
-        input_ids, attention_mask: [B, S], padded on the right.
-    """
-    cache = model.start(input_ids, attention_mask, max_new_tokens)
-    answers: list[list[int]] = [[] for _ in input_ids]
-    rows = torch.arange(len(input_ids), device=input_ids.device)
-    tokens = input_ids.new_full((len(input_ids),), model.config.decoder_start_token_id)
-    for _ in range(max_new_tokens):
-        tokens = model.next_logits(tokens, cache).argmax(-1)
-        going = tokens != model.config.eos_token_id
-        if not bool(going.all()):
-            rows, tokens = rows[going], tokens[going]
-            if not len(rows):
-                break
-            cache.keep(going)
-        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-            answers[row].append(token)
-    return answers
-
-
-@torch.inference_mode()
-def transformers_greedy(model: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[list[int]]:
-    """The same for an encoder-decoder of Transformers', by its own `generate`."""
-    if not model.config.is_encoder_decoder:
-        raise ModelError(f"Generation is there for encoder-decoder models so far; a {type(model).__name__} is none.")
-    output = model.generate(
-        input_ids=input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
-    )
-    ends = {model.config.eos_token_id, model.config.pad_token_id}
-    return [[token for token in row[1:].tolist() if token not in ends] for row in output]
+TOKENS_PER_BATCH = 32768  # positions whose keys and values are kept at once: of the sources, and of every beam
 
 
 def generate_ids(
     model: nn.Module,
     sources: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    decoding: Decoding,
     pad_id: int,
     on_done: Callable[[int], None] | None = None,
+    on_token: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
-    """Greedy answers to encoded sources, in their order; the batches are of sources of like length. `on_done` hears how many are done."""
-    answer: Answer = greedy if isinstance(model, T5) else transformers_greedy
+    """Answers to encoded sources, in their order.
+
+    Args:
+        on_done: hears how many sources are done.
+        on_token: hears each token as it is written; for a single source, and no beam search.
+    """
+    assert on_token is None or (len(sources) == 1 and decoding.beams == 1)
     was_training = model.training
     model.eval()
     answers: list[list[int]] = [[] for _ in sources]
     order = sorted(range(len(sources)), key=lambda row: len(sources[row]), reverse=True)
     while order:
-        count = max(1, TOKENS_PER_BATCH // max(1, len(sources[order[0]])))
+        room = len(sources[order[0]]) + decoding.beams * decoding.max_new_tokens
+        count = max(1, TOKENS_PER_BATCH // room)
         rows, order = order[:count], order[count:]
-        ids, mask = pad([sources[row] for row in rows], pad_id, next(model.parameters()).device)
-        for row, tokens in zip(rows, answer(model, ids, mask, max_new_tokens), strict=True):
+        for row, tokens in zip(rows, _answer(model, sources, rows, decoding, pad_id, on_token), strict=True):
             answers[row] = tokens
         if on_done is not None:
             on_done(len(sources) - len(order))
@@ -84,26 +56,79 @@ def generate_ids(
     return answers
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask [B, S], padded on the right to the longest row."""
+def _answer(
+    model: nn.Module,
+    sources: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    decoding: Decoding,
+    pad_id: int,
+    on_token: Callable[[int], None] | None,
+) -> list[list[int]]:
+    """Answers to one batch."""
+    batch, device = [sources[row] for row in rows], next(model.parameters()).device
+    if not isinstance(model, T5):
+        side: Any = "right" if model.config.is_encoder_decoder else "left"  # type: ignore[union-attr]
+        return transformers_decode(model, *pad(batch, pad_id, device, side), decoding, rows, on_token)
+    ids, mask = pad(batch, pad_id, device)
+    if decoding.beams > 1:
+        return beam_search(model, ids, mask, decoding)
+    return decode(model, ids, mask, decoding, rows, on_token)
+
+
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, side: Literal["left", "right"] = "right"
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask [B, S], padded to the longest row."""
     length = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad_id] * (length - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device)
-    return ids, mask
+    ids = torch.full((len(rows), length), pad_id)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        place = slice(len(row)) if side == "right" else slice(length - len(row), length)
+        ids[i, place], mask[i, place] = torch.tensor(row), 1
+    return ids.to(device), mask.to(device)
 
 
 def generate(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_new_tokens: int
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+    early_stopping: Literal[False, True, "never"] = False,
+    sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int = 42,
 ) -> list[str]:
-    """The model's answers to these texts, in their order.
+    """The model's answers to these texts, in their order; of a model that is no encoder-decoder, what it adds to them.
 
     Args:
         texts: what the model reads, prompt included.
         max_new_tokens: the longest answer, in tokens.
+        beams: hypotheses of a beam search; 1 is greedy, or draws with `sample`.
+        length_penalty, early_stopping: of a beam search, as in Transformers.
+        sample: draw each token, from logits divided by `temperature`, from the `top_k` likeliest tokens or the fewest
+            whose probabilities reach `top_p`.
+        repetition_penalty: above 1 makes tokens that were written already less likely.
+        seed: of the draws. The same seed gives the same answers; each text has draws of its own.
+
+    Raises:
+        UserError: a setting is out of its bounds, or means nothing with the others.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    settings = {name: value for name, value in locals().items() if name in Decoding.model_fields}
+    try:
+        decoding = Decoding(**settings)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(dict(mistake)) for mistake in error.errors())) from error
     sources = [tokenizer(text).input_ids for text in texts]
-    assert isinstance(tokenizer.pad_token_id, int)
-    answers = generate_ids(model, sources, max_new_tokens, tokenizer.pad_token_id)
+    answers = generate_ids(model, sources, decoding, tokenizer.pad_token_id or 0)
     return [str(text) for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def _explain(mistake: dict[str, Any]) -> str:
+    message = str(mistake["msg"]).removeprefix("Value error, ").replace("Input should be", "it must be")
+    return f"{mistake['loc'][0]} is {mistake['input']!r}; {message}" if mistake["loc"] else message

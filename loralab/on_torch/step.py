@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from loralab.config import Recipe
+from loralab.config import Decoding, Recipe
 from loralab.data.batches import Batch
 from loralab.engine import Proof, Step
 from loralab.on_torch.attach import Adapter, attach
@@ -135,9 +135,13 @@ class TorchEngine:
         return torch.zeros(len(counts), dtype=torch.float64).index_add_(0, rows, per_token).numpy()
 
     def generate(
-        self, source_ids: Sequence[Sequence[int]], max_new_tokens: int, on_done: Callable[[int], None] | None = None
+        self,
+        source_ids: Sequence[Sequence[int]],
+        decoding: Decoding,
+        on_done: Callable[[int], None] | None = None,
+        on_token: Callable[[int], None] | None = None,
     ) -> list[list[int]]:
-        return generate_ids(self.model, source_ids, max_new_tokens, self.pad_id, on_done)
+        return generate_ids(self.model, source_ids, decoding, self.pad_id, on_done, on_token)
 
     def save(self, folder: Path, card: dict[str, Any]) -> Path:
         if self.adapter is not None:

@@ -1,0 +1,203 @@
+"""`loralab generate`: a trained model answers texts, a file of them, a row of its data, or somebody at a terminal."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from loralab.config import Recipe
+from loralab.data.encode import encode_sources
+from loralab.data.prompts import Prompt
+from loralab.data.sources import read_split
+from loralab.data.texts import OUT_FORMATS, Texts, read_stdin, read_texts
+from loralab.engine import load_engine, open_engine
+from loralab.errors import DataError, UserError, nearest
+from loralab.progress import Progress, say
+from loralab.run import find_trained, write_text
+from loralab.use import lengths_of
+
+SPLITS = ("train", "validation", "test")
+# What a base, or an adapter made elsewhere, is asked with where nothing is said: the text as it is.
+NO_DATA = {"name": "none", "source": "source", "target": "target"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: one of texts, an input file and a sample; or nothing, and then stdin or a terminal is."""
+
+    texts: Sequence[str] = ()
+    input: str | None = None
+    out: Path | None = None
+    sample: str | None = None
+    as_json: bool = False
+
+    def check(self) -> None:
+        """Raises UserError where it is no question."""
+        given = [name for name in ("text", "input", "sample") if getattr(self, "texts" if name == "text" else name)]
+        if len(given) > 1:
+            raise UserError(f"--{' and --'.join(given)} are both given; give one of them.")
+        if blank := [place for place, text in enumerate(self.texts, start=1) if not text.strip()]:
+            raise UserError(f"The text of --text number {blank[0]} is empty.")
+        if self.out is not None:
+            _check_out(self.out, self.input)
+        if not given and self.as_json and sys.stdin.isatty():
+            raise UserError("Nothing to answer: --json needs --text TEXT, --input FILE, --sample SPLIT, or a pipe.")
+
+
+def _check_out(out: Path, input: str | None) -> None:
+    if input is None:
+        raise UserError("--out is given without --input FILE, whose rows it would take.")
+    if out.suffix not in OUT_FORMATS:
+        raise UserError(f"--out {out}: expected a name that ends in {' or '.join(OUT_FORMATS)}.")
+    if out.exists():
+        raise UserError(f"--out {out} is there already. Give another name, or remove it.")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}.")
+
+
+def answer(
+    trained: Path, question: Question, overrides: list[str], base: str | None, max_new_tokens: int | None
+) -> tuple[dict[str, Any], str | None]:
+    """What the model says: as a record, and as text for people (None where they have seen it already)."""
+    question.check()
+    if max_new_tokens is not None:
+        overrides = [*overrides, f"evaluation.max_new_tokens={max_new_tokens}"]
+    at_terminal = not (question.texts or question.input or question.sample) and sys.stdin.isatty()
+    texts = [] if at_terminal or question.input or question.sample else _given_texts(question)
+    recipe, saved = find_trained(trained, overrides, base, NO_DATA)
+    if at_terminal:
+        return _converse(Writer(recipe, saved)), None
+    if question.input is not None:
+        return _answer_file(recipe, saved, question.input, question.out)
+    if question.sample is not None:
+        return _answer_row(recipe, saved, question.sample)
+    writer = Writer(recipe, saved)
+    if len(texts) == 1 and writer.streams and sys.stdout.isatty() and not question.as_json:
+        return {"answers": [writer.stream(texts[0], sys.stdout)]}, None
+    answers = writer.write(texts)
+    return {"answers": answers}, "\n".join(answers)
+
+
+def _given_texts(question: Question) -> Sequence[str]:
+    """Those of --text, or all of stdin as one."""
+    texts = question.texts or [text for text in [read_stdin().strip()] if text]
+    if not texts:
+        raise UserError(
+            "Nothing to answer: give --text TEXT, --input FILE or --sample SPLIT, pipe a text, or ask at a terminal."
+        )
+    return texts
+
+
+def _answer_file(recipe: Recipe, saved: Path | None, place: str, out: Path | None) -> tuple[dict[str, Any], str]:
+    texts = read_texts(place, recipe.data.source)
+    if blank := sum(not text for text in texts.texts):
+        say(f"{blank} of {len(texts.texts)} rows have no text; their prediction is empty.")
+    answers = _answers_of_rows(Writer(recipe, saved), texts)
+    if out is None:
+        return {"answers": answers}, "\n".join(answers)
+    write_text(out, texts.table(answers, out.suffix))
+    return {"out": str(out), "rows": len(answers), "blank": blank}, f"{out} holds {len(answers)} rows."
+
+
+def _answers_of_rows(writer: Writer, texts: Texts) -> list[str]:
+    asked = [text for text in texts.texts if text]
+    answers = iter(writer.write(asked, Progress("generate", len(asked)).update))
+    return [next(answers) if text else "" for text in texts.texts]
+
+
+def _answer_row(recipe: Recipe, saved: Path | None, sample: str) -> tuple[dict[str, Any], str]:
+    """A row by chance, or the one whose number stands behind a colon."""
+    split, _, number = sample.partition(":")
+    data = recipe.data
+    if data.name == NO_DATA["name"]:
+        raise DataError("--sample needs rows: give data.name, data.source and data.target, as in data.name=./my-data.")
+    if split not in SPLITS:
+        raise DataError(f"--sample {sample}: expected a split, or SPLIT:ROW. {nearest(split, SPLITS)}")
+    rows = {e.row: e for e in read_split(data.name, split, data.source, data.target, data.max_rows(split)).examples}
+    if number and not (number.isdecimal() and int(number) in rows):
+        raise DataError(f"--sample {sample}: there is no such row. Those of {split} are {min(rows)} to {max(rows)}.")
+    row = rows[int(number) if number else random.SystemRandom().choice(list(rows))]
+    prediction = Writer(recipe, saved).write([row.source])[0]
+    result = {"split": split, "row": row.row, "source": row.source, "references": list(row.targets)}
+    parts = {"Source": row.source, "Reference": "\n".join(row.targets), "Prediction": prediction}
+    text = "".join(f"\n\n{name}:\n{part}" for name, part in parts.items())
+    return {**result, "prediction": prediction}, f"Row {row.row} of {split}; again: --sample {split}:{row.row}{text}"
+
+
+def _converse(writer: Writer) -> dict[str, Any]:
+    """Question and answer in turn, until an empty line or the end of the input."""
+    say("Type a text and press Enter; \\n in it is a line break. An empty line or Ctrl-D ends.")
+    answers: list[str] = []
+    while text := _ask():
+        numbered = writer.with_seed(writer.decoding.seed + len(answers))  # the same text twice: two draws
+        answers.append(numbered.stream(text, sys.stdout) if writer.streams else numbered.write([text])[0])
+        if not writer.streams:
+            print(answers[-1], flush=True)
+    return {"answers": answers}
+
+
+def _ask() -> str:
+    """A line that was typed, or "" at the end."""
+    try:
+        return input("> " if sys.stdout.isatty() else "").replace("\\n", "\n").strip()
+    except EOFError:
+        print()
+        return ""
+
+
+class Writer:
+    """A trained model with the prompt, the lengths and the settings that it writes with."""
+
+    def __init__(self, recipe: Recipe, saved: Path | None) -> None:
+        """`saved`: what a run trained, or None for the base alone."""
+        self.decoding, self.prompt = recipe.evaluation, Prompt(recipe.data.prompt, recipe.data.source)
+        self.engine = open_engine(recipe) if saved is None else load_engine(recipe, saved)
+        self.max_length, _ = lengths_of(self.engine, recipe)
+
+    @property
+    def streams(self) -> bool:
+        """Whether a text can be shown while it is written; a beam search knows it only at the end."""
+        return self.decoding.beams == 1
+
+    def with_seed(self, seed: int) -> Writer:
+        """The same writer, with draws of another seed."""
+        other = copy.copy(self)
+        other.decoding = self.decoding.model_copy(update={"seed": seed})
+        return other
+
+    def write(self, texts: Sequence[str], on_done: Callable[[int], None] | None = None) -> list[str]:
+        """The answers, each stripped of white space around it."""
+        ids = self.engine.generate(self._encode(texts), self.decoding, on_done)
+        return [self._text(answer) for answer in ids]
+
+    def stream(self, text: str, out: TextIO) -> str:
+        """The answer to one text, shown as it grows; a line ends it."""
+        tokens: list[int] = []
+        shown = ""
+
+        def show(token: int) -> None:
+            nonlocal shown
+            tokens.append(token)
+            whole = self._text(tokens)
+            # A character of several tokens is whole only with its last; and what was shown cannot be taken back.
+            if whole.startswith(shown) and not whole.endswith("\ufffd"):
+                out.write(whole[len(shown) :])
+                out.flush()
+                shown = whole
+
+        (ids,) = self.engine.generate(self._encode([text]), self.decoding, None, show)
+        answer = self._text(ids)
+        out.write((answer[len(shown) :] if answer.startswith(shown) else "\n" + answer) + "\n")
+        out.flush()
+        return answer
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return encode_sources(texts, self.engine.tokenizer, self.prompt, self.max_length)[0]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.engine.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

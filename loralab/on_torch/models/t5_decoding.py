@@ -1,0 +1,83 @@
+"""T5 a token at a time: what the decoder remembers between tokens, and one step of it.
+
+A source may have several hypotheses (beams). Its keys and values stay single: in cross-attention the hypotheses are
+further queries of one source, [B, H, M, E] against [B, H, S, E]. Only the decoder's own keys and values are per
+hypothesis.
+
+Shapes:  B sources   M hypotheses of each   N = B·M, all of them   L positions so far   the rest as in t5.py
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from loralab.on_torch.models.t5 import T5
+
+
+class Cache:
+    """The source's keys and values (fixed), and the decoder's own (grown in place), for each block."""
+
+    def __init__(
+        self, cross: list[tuple[Tensor, Tensor]], cross_bias_B11S: Tensor | None, bias_1H1L: Tensor, beams: int
+    ) -> None:
+        """`bias_1H1L`: the position biases of the last of all positions towards those before it."""
+        sources, heads, _, size = cross[0][0].shape
+        self.cross, self.cross_bias_B11S, self.bias_1H1L, self.beams = cross, cross_bias_B11S, bias_1H1L, beams
+        room = (sources * beams, heads, bias_1H1L.shape[-1], size)
+        self.own = [(k.new_empty(room), v.new_empty(room)) for k, v in cross]
+        self.length = 0
+
+    def append(self, block: int, k_NH1E: Tensor, v_NH1E: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores one position and returns all so far, [N, H, L, E]."""
+        keys, values = self.own[block]
+        keys[:, :, self.length], values[:, :, self.length] = k_NH1E[:, :, 0], v_NH1E[:, :, 0]
+        return keys[:, :, : self.length + 1], values[:, :, : self.length + 1]
+
+    def position_bias(self) -> Tensor:
+        """Of the next position towards itself and those before it, [1, H, 1, L]."""
+        return self.bias_1H1L[..., -self.length - 1 :]
+
+    def keep(self, sources: Tensor) -> None:
+        """Drops every source but these, with all its hypotheses."""
+        self.cross = [(k[sources], v[sources]) for k, v in self.cross]
+        if self.cross_bias_B11S is not None:
+            self.cross_bias_B11S = self.cross_bias_B11S[sources]
+        hypotheses = torch.arange(len(self.own[0][0]), device=sources.device).view(-1, self.beams)[sources].flatten()
+        self.own = [(k[hypotheses], v[hypotheses]) for k, v in self.own]
+
+    def reorder(self, hypotheses: Tensor) -> None:
+        """Puts at each place the hypothesis of this number, [N]."""
+        for pair in self.own:
+            for tensor in pair:
+                tensor[:, :, : self.length] = tensor[:, :, : self.length].index_select(0, hypotheses)
+
+
+def start(model: T5, input_ids: Tensor, attention_mask: Tensor | None, max_length: int, beams: int = 1) -> Cache:
+    """Reads the source once and returns the cache from which up to `max_length` tokens can be generated."""
+    encoded_BSD, bias_B11S = model.encode(input_ids, attention_mask)
+    pairs = [cross.EncDecAttention.keys_values(encoded_BSD) for _, cross, _ in model.decoder.layers()]
+    laid_out = [(k_BHSE.contiguous(), v_BHSE.contiguous()) for k_BHSE, v_BHSE in pairs]  # many steps will read them
+    positions = torch.arange(max_length, device=input_ids.device)
+    return Cache(laid_out, bias_B11S, model.decoder.position_bias(positions[-1:], positions), beams)
+
+
+def next_logits(model: T5, tokens_N: Tensor, cache: Cache) -> Tensor:
+    """Logits [N, V] in fp32 of the token after these; extends the cache."""
+    states_N1D = _step(model, model.shared(tokens_N)[:, None], cache)
+    return model.logits(states_N1D[:, 0]).float()
+
+
+def _step(model: T5, x_N1D: Tensor, cache: Cache) -> Tensor:
+    """The states of the next target position."""
+    bias_1H1L = cache.position_bias()
+    for index, (self_attention, cross_attention, feed_forward) in enumerate(model.decoder.layers()):
+        q, k, v = self_attention.SelfAttention.queries_keys_values(self_attention.layer_norm(x_N1D))
+        k_NHLE, v_NHLE = cache.append(index, k, v)
+        x_N1D = x_N1D + self_attention.SelfAttention.attend(q, k_NHLE, v_NHLE, bias_1H1L)
+        x_BMD = x_N1D.view(-1, cache.beams, x_N1D.shape[-1])
+        x_BMD = x_BMD + cross_attention(x_BMD, cache.cross[index], cache.cross_bias_B11S)
+        x_N1D = x_BMD.view(x_N1D.shape)
+        x_N1D = x_N1D + feed_forward(x_N1D)
+    cache.length += 1
+    return model.decoder.final_layer_norm(x_N1D)
