@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before any test module is
+os.environ["LORALAB_CACHE"] = tempfile.mkdtemp(prefix="loralab-tests-")  # never the user's; processes inherit it
+atexit.register(shutil.rmtree, os.environ["LORALAB_CACHE"], ignore_errors=True)
 
 import pytest
 
