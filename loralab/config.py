@@ -70,7 +70,7 @@ class DataSettings(Settings):
     empty_rows: Literal["skip", "stop"] = "skip"
     """Rows whose source or target is blank or missing."""
     duplicate_rows: Literal["keep", "skip", "stop"] = "keep"
-    """Rows with the source and the targets of an earlier row."""
+    """Rows with the source and the targets of an earlier row, white space apart."""
     long_rows: Literal["cut", "skip", "stop"] = "cut"
     """Rows beyond the lengths above. Rows to evaluate are never skipped for their length, but cut."""
     html_breaks: Literal["keep", "newline", "stop"] = "keep"

@@ -18,7 +18,7 @@ from loralab.config import Recipe
 from loralab.data.batches import collate, evaluation_batches
 from loralab.data.encode import EncodedSplit, encode
 from loralab.data.prompts import Prompt
-from loralab.data.splits import Rows, Split, read_split
+from loralab.data.splits import AnySplit, Split, read_split
 from loralab.engine import Engine
 from loralab.metrics import METRICS
 from loralab.metrics.significance import Bootstrap
@@ -58,7 +58,7 @@ def read_evaluation_rows(recipe: Recipe) -> Split:
     return read_split(recipe.data, recipe.evaluation.split)
 
 
-def leaked_rows(training: Rows, rows: Rows) -> int:
+def leaked_rows(training: AnySplit, rows: AnySplit) -> int:
     """How many of the evaluated rows have a source that the model was trained on, white space apart."""
     return int(np.isin(rows.source_hashes, training.source_hashes).sum())
 

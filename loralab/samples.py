@@ -37,7 +37,10 @@ def read_samples(folders: Mapping[str, Path], count: int) -> list[Sample]:
     by_source = {name: {row["source"]: row["prediction"] for row in lines} for name, lines in answers.items()}
     return [
         Sample(
-            row["row"], row["source"], row["references"], {name: texts[row["source"]] for name, texts in by_source.items()}
+            row["row"],
+            row["source"],
+            row["references"],
+            {name: texts[row["source"]] for name, texts in by_source.items()},
         )
         for row in spread(rows, count)
     ]
@@ -78,7 +81,9 @@ def _lines(sample: Sample, width: int) -> str:
     labels = {"reference": sample.references[0], **sample.answers}
     wide = max(map(len, labels)) + 2
     answers = [
-        textwrap.fill(" ".join(text.split()) or "(nothing)", width, initial_indent=f"{name:<{wide}}", subsequent_indent=" " * wide)
+        textwrap.fill(
+            " ".join(text.split()) or "(nothing)", width, initial_indent=f"{name:<{wide}}", subsequent_indent=" " * wide
+        )
         for name, text in labels.items()
     ]
     return "\n".join([f"Row {sample.row}", *(f"| {line}" for line in shown), *answers])

@@ -13,7 +13,7 @@ from loralab.data.encode import EncodedSplit, encode, resolve_lengths
 from loralab.data.parts import IN_WORDS
 from loralab.data.prompts import Prompt
 from loralab.data.rows import Findings
-from loralab.data.splits import Rows, Split, StreamedSplit, announce, index_split
+from loralab.data.splits import AnySplit, Split, StreamedSplit, announce, index_split
 from loralab.engine import Engine, Proof, open_engine
 from loralab.errors import RunError
 from loralab.evaluate import encode_evaluation_rows, evaluate, leaked_rows, read_evaluation_rows
@@ -144,7 +144,7 @@ def _check(proof: Proof, saved: Path) -> None:
         )
 
 
-def describe_rows(rows: Rows, encoded: EncodedSplit | None = None) -> dict[str, Any]:
+def describe_rows(rows: AnySplit, encoded: EncodedSplit | None = None) -> dict[str, Any]:
     """What a record says of the rows that it used, and of what was found in them by row number."""
     findings = Findings(rows.findings | (encoded.findings if encoded is not None else {}))
     return {

@@ -25,7 +25,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """"new", "stopped" (can be gone on with), "finished", or "changed": what is there is of another recipe."""
+        """ "new", "stopped" (can be gone on with), "finished", or "changed": what is there is of another recipe."""
         if not self.folder.exists():
             return "new"
         if changed_settings(self.folder, self.recipe) != []:
@@ -50,7 +50,9 @@ def ordered(variants: dict[str, Recipe]) -> list[str]:
         ready = [name for name in variants if name not in order and _ready(name, variants, order)]
         if not ready:
             circle = ", ".join(name for name in variants if name not in order)
-            raise RecipeError(f"The variants {circle} start from one another in a circle; training.start_from cannot go round.")
+            raise RecipeError(
+                f"The variants {circle} start from one another in a circle; training.start_from cannot go round."
+            )
         order.append(ready[0])
     return order
 
@@ -92,5 +94,7 @@ def _start_of(name: str, seed: int, variants: dict[str, Recipe], out: Path) -> P
         return None
     seeds = seeds_of(variants[start])
     if len(seeds) > 1 and seed not in seeds:
-        raise RecipeError(f"{name} with seed {seed} starts from {start}, which is run with the seeds {list(seeds)} only.")
+        raise RecipeError(
+            f"{name} with seed {seed} starts from {start}, which is run with the seeds {list(seeds)} only."
+        )
     return _folder(out, start, seed if seed in seeds else seeds[0], seeds)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from loralab.data.cache import ArrayFile, Facts, cached
 from loralab.data.prompts import Prompt
 from loralab.data.rows import Example, Findings
-from loralab.data.splits import Rows
+from loralab.data.splits import AnySplit
 from loralab.errors import DataError, ModelError, RecipeError
 from loralab.progress import Progress
 
@@ -69,7 +69,7 @@ class EncodedSplit:
 
 
 def encode(
-    rows: Rows,
+    rows: AnySplit,
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
     max_source_length: int,
@@ -104,7 +104,7 @@ def encode(
 
 def write_tokens(
     folder: Path,
-    rows: Rows,
+    rows: AnySplit,
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
     limits: tuple[int, int],
@@ -167,7 +167,7 @@ def fitted(
     return ids, long
 
 
-def check_long_rows(rows: Rows, findings: Findings, long_rows: str, num_kept: int) -> None:
+def check_long_rows(rows: AnySplit, findings: Findings, long_rows: str, num_kept: int) -> None:
     """Raises `DataError` where over-long rows are to stop the run, or none but such are there."""
     title = f"{rows.name}, {rows.split}"
     findings.in_file(rows.numbers).stop(title, {"long_rows": long_rows})
@@ -214,7 +214,8 @@ def encode_targets(
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     check_fast(tokenizer)
     for start in range(0, len(texts), CHUNK_ROWS):
-        yield from tokenizer(list(texts[start : start + CHUNK_ROWS]), verbose=False)["input_ids"]
+        chunk = list(texts[start : start + CHUNK_ROWS])
+        yield from tokenizer(chunk, verbose=False, return_attention_mask=False)["input_ids"]
 
 
 def check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -249,7 +250,7 @@ def flat(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.i
 
 
 def resolve_lengths(
-    train: Rows, tokenizer: PreTrainedTokenizerBase, max_source_length: int | str, max_target_length: int | str
+    train: AnySplit, tokenizer: PreTrainedTokenizerBase, max_source_length: int | str, max_target_length: int | str
 ) -> tuple[int, int]:
     """(source, target) lengths in tokens, each from a number or a percentile of the training rows.
 
@@ -261,7 +262,7 @@ def resolve_lengths(
     return resolve_length(max_source_length, source), resolve_length(max_target_length, target)
 
 
-def bare_lengths(rows: Rows, tokenizer: PreTrainedTokenizerBase, side: str) -> NDArray[np.int64]:
+def bare_lengths(rows: AnySplit, tokenizer: PreTrainedTokenizerBase, side: str) -> NDArray[np.int64]:
     """[rows]: tokens of each source or first reference by itself."""
 
     def build(folder: Path) -> Facts:

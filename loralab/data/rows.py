@@ -4,7 +4,8 @@ What may be wrong with a row is counted by kind, with the numbers of the first r
 
     empty         a cell is blank                            data.empty_rows      skip or stop
     missing       a cell is null, or not there at all        data.empty_rows
-    repeated      same source and targets as an earlier row  data.duplicate_rows  keep, skip or stop
+    repeated      source and targets of an earlier row,      data.duplicate_rows  keep, skip or stop
+                  white space apart
     crlf          Windows line ends                          always made LF
     html_breaks   <br />                                     data.html_breaks     keep, newline or stop
     long_sources, long_targets, in tokens (encode.py)        data.long_rows       cut, skip or stop
@@ -14,12 +15,12 @@ A column that the first row lacks, a number where text is needed or half a surro
 
 from __future__ import annotations
 
-import json
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,9 @@ class Example:
     targets: tuple[str, ...]
 
     def line(self) -> bytes:
-        """One JSON line: no two rows of different text give the same."""
-        return json.dumps([self.source, *self.targets]).encode() + b"\n"
+        """One JSON line, a list: no two rows of different text give the same."""
+        quoted = map(encode_basestring_ascii, (self.source, *self.targets))  # json.dumps, three times as fast
+        return f"[{', '.join(quoted)}]\n".encode()
 
 
 @dataclass(slots=True)
@@ -145,7 +147,7 @@ def checked_rows(
     """
     seen, used, policies = Seen(), 0, policies_of(data)
     for example, kinds in (examine(record, data) for record in records):
-        if not (kinds & {"empty", "missing"}) and seen.before(short_hash(example.line())):
+        if not (kinds & {"empty", "missing"}) and seen.before(row_hash(example)):
             kinds.add("repeated")
         for kind in sorted(kinds):
             findings.note(kind, example.row)
@@ -168,11 +170,9 @@ def none_left(findings: Findings, data: DataSettings) -> str:
 def examine(record: Record, data: DataSettings) -> tuple[Example, set[str]]:
     """(the row, what is to be said of it); an empty or missing cell is "" or no target at all."""
     kinds: set[str] = set()
-    source = clean(record.cells.get(data.source), record, data.source, data, kinds)
-    cell = record.cells.get(data.target)
-    cells = cell if isinstance(cell, list) else [cell]
-    targets = tuple(text for each in cells if (text := clean(each, record, data.target, data, kinds)))
-    if record.cells.get(data.source) is None or cell is None:
+    source = source_text(record, data.source, kinds, data.html_breaks)
+    targets = target_texts(record, data.target, kinds, data.html_breaks)
+    if record.cells.get(data.source) is None or record.cells.get(data.target) is None:
         kinds = {"missing"}
     elif not source or not targets:
         kinds = {"empty"}
@@ -191,7 +191,21 @@ def check_columns(record: Record, *columns: str) -> None:
         raise DataError(f"{record.where}: {got}. Its columns are: {', '.join(record.cells)}.")
 
 
-def clean(value: object, record: Record, column: str, data: DataSettings, kinds: set[str]) -> str:
+def source_text(record: Record, column: str, kinds: set[str] | None = None, html_breaks: str = "keep") -> str:
+    """A cell's text; what was found in it goes into `kinds`."""
+    return clean(record.cells.get(column), record, column, set() if kinds is None else kinds, html_breaks)
+
+
+def target_texts(
+    record: Record, column: str, kinds: set[str] | None = None, html_breaks: str = "keep"
+) -> tuple[str, ...]:
+    """The references of a row without the blank ones; none where all are blank."""
+    value, found = record.cells.get(column), set() if kinds is None else kinds
+    values = value if isinstance(value, list) else [value]
+    return tuple(text for each in values if (text := clean(each, record, column, found, html_breaks)))
+
+
+def clean(value: object, record: Record, column: str, kinds: set[str], html_breaks: str) -> str:
     """The cell's text with LF line ends; "" for a blank cell or a null, which the hub's CSV reader makes of one."""
     if value is None:
         return ""
@@ -207,7 +221,7 @@ def clean(value: object, record: Record, column: str, data: DataSettings, kinds:
         value = value.replace("\r\n", "\n")
     if "<" in value and HTML_BREAK.search(value):
         kinds.add("html_breaks")
-        if data.html_breaks == "newline":
+        if html_breaks == "newline":
             value = HTML_BREAK.sub("\n", value)
     return value if value.strip() else ""
 
@@ -222,7 +236,16 @@ def short_hash(content: bytes) -> int:
 
 def source_hash(source: str) -> int:
     """That of a source's words: white space apart, equal sources have equal hashes."""
-    return short_hash(" ".join(source.split()).encode())
+    return short_hash(words(source).encode())
+
+
+def row_hash(example: Example) -> int:
+    """That of source and targets, white space apart."""
+    return short_hash(Example(0, words(example.source), tuple(map(words, example.targets))).line())
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
 
 
 class Seen:

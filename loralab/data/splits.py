@@ -31,7 +31,7 @@ from loralab.errors import DataError
 SAMPLE = 20_000  # targets that an index keeps, each as likely as any other
 
 
-class Rows(Protocol):
+class AnySplit(Protocol):
     """What `Split` and `StreamedSplit` have in common."""
 
     @property
@@ -148,7 +148,7 @@ class StreamedSplit:
             raise DataError(f"{self.place.title} changed while it was in use. Start again.")
 
 
-def announce(rows: Rows, data: DataSettings) -> str:
+def announce(rows: AnySplit, data: DataSettings) -> str:
     """How many rows there are, where they come from and what was found in them, for people."""
     text = f"{rows.name}, {rows.split}: {len(rows):,} rows{rows.findings.in_words(policies_of(data))}"
     return f"{text} ({IN_WORDS})" if rows.parted else text
