@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 from loralab.config import Decoding
 from loralab.data.encode import encode_sources
 from loralab.data.prompts import Prompt
-from loralab.data.sources import read_split
+from loralab.data.splits import read_split
 from loralab.on_torch.device import choose_device
 from loralab.on_torch.generate import pad
 from loralab.on_torch.step import TorchEngine, open_engine
@@ -91,7 +91,7 @@ class Ours:
 def sources_of(base: Path, options: Namespace) -> list[list[int]]:
     """Dialogues in the published prompt, in random order."""
     recipe = recipe_for(base, options.data)
-    split = read_split(recipe.data.name, "validation", "dialogue", "summary", options.rows)
+    split = read_split(recipe.data.model_copy(update={"max_validation_rows": options.rows}), "validation")
     prompt = Prompt(recipe.data.prompt, "dialogue")
     ids, _ = encode_sources([row.source for row in split.examples], AutoTokenizer.from_pretrained(base), prompt, 512)
     return [ids[i] for i in np.random.default_rng(0).permutation(len(ids))]

@@ -35,7 +35,7 @@ from transformers import T5ForConditionalGeneration
 from loralab.data.batches import IGNORED_LABEL, Batch, collate, plan_batches
 from loralab.data.encode import encode
 from loralab.data.prompts import Prompt
-from loralab.data.sources import read_split
+from loralab.data.splits import read_split
 from loralab.on_torch.device import choose_device
 from loralab.on_torch.memory import peak_memory
 from loralab.on_torch.step import TorchEngine, open_engine
@@ -107,7 +107,7 @@ class Rows:
         from transformers import AutoTokenizer
 
         recipe = recipe_for(base, options.data)
-        split = read_split(recipe.data.name, "train", "dialogue", "summary", options.rows)
+        split = read_split(recipe.data.model_copy(update={"max_train_rows": options.rows}), "train")
         tokenizer = AutoTokenizer.from_pretrained(base)
         self.encoded = encode(split, tokenizer, Prompt(recipe.data.prompt, "dialogue"), 512, 128)
         self.pad_id = int(tokenizer.pad_token_id)

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from loralab.config import Recipe
 from loralab.data.encode import encode_sources
 from loralab.data.prompts import Prompt
-from loralab.data.sources import read_split
+from loralab.data.splits import read_split
 from loralab.data.texts import OUT_FORMATS, Texts, read_stdin, read_texts
 from loralab.engine import load_engine, open_engine
 from loralab.errors import DataError, UserError, nearest
@@ -118,7 +118,7 @@ def _answer_row(recipe: Recipe, saved: Path | None, sample: str) -> tuple[dict[s
         raise DataError("--sample needs rows: give data.name, data.source and data.target, as in data.name=./my-data.")
     if split not in SPLITS:
         raise DataError(f"--sample {sample}: expected a split, or SPLIT:ROW. {nearest(split, SPLITS)}")
-    rows = {e.row: e for e in read_split(data.name, split, data.source, data.target, data.max_rows(split)).examples}
+    rows = {e.row: e for e in read_split(data, split)}
     if number and not (number.isdecimal() and int(number) in rows):
         raise DataError(f"--sample {sample}: there is no such row. Those of {split} are {min(rows)} to {max(rows)}.")
     row = rows[int(number) if number else random.SystemRandom().choice(list(rows))]

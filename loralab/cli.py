@@ -93,7 +93,10 @@ def evaluate(trained: Trained, overrides: Overrides = None, base: Base = None, a
 @app.command()
 def score(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="A .csv or .jsonl(.gz) with predictions, or a run's folder.")
+        list[Path],
+        typer.Argument(
+            metavar="FILE", help="A .csv or .jsonl (either .gz) or .parquet with predictions, or a run's folder."
+        ),
     ],
     prediction: Annotated[
         list[str] | None,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from loralab.config import Recipe
-from loralab.data.sources import Split
+from loralab.data.splits import Split, StreamedSplit
 from loralab.errors import RecipeError, Stopped
 from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score
 from loralab.metrics import COLUMNS
@@ -117,14 +117,14 @@ def _run(recipe_file: Path, out: Path) -> None:
 # Gathering
 
 
-def gather(recipe: Recipe, folder: Path, rows: Split, training_rows: Split) -> dict[str, Any]:
+def gather(recipe: Recipe, folder: Path, rows: Split, training_rows: StreamedSplit) -> dict[str, Any]:
     """The rows of the table from the run folders, floors below."""
     scores: dict[str, Scores] = {
         name: read_scores(folder / name) for name in recipe.variants if (folder / name / RECORD).exists()
     }
     first = scores.get(next(iter(recipe.variants)))
     table = [_row(folder / name, name, recipe, scores.get(name), first) for name in recipe.variants]
-    sentence = constant([example.targets[0] for example in training_rows.examples])
+    sentence = constant(training_rows.sample_of_targets())
     for name, floor in _floors(recipe, rows, sentence).items():
         table.append({**empty_row(name, "floor"), "metrics": floor.summary(first)})
     return {

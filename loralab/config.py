@@ -50,7 +50,7 @@ class DataSettings(Settings):
     """The data set, its columns, and how a row becomes tokens."""
 
     name: str
-    """A folder with train, validation and test files (.jsonl, .jsonl.gz, .csv), or a hub id."""
+    """A folder with train, validation and test files (.jsonl, .csv, either .gz, .parquet), one such file, or a hub id."""
     source: str
     """The column that the model reads."""
     target: str
@@ -67,6 +67,14 @@ class DataSettings(Settings):
     """The same for the validation split."""
     max_test_rows: Count | None = None
     """The same for the test split."""
+    empty_rows: Literal["skip", "stop"] = "skip"
+    """Rows whose source or target is blank or missing."""
+    duplicate_rows: Literal["keep", "skip", "stop"] = "keep"
+    """Rows with the source and the targets of an earlier row, white space apart."""
+    long_rows: Literal["cut", "skip", "stop"] = "cut"
+    """Rows beyond the lengths above. Rows to evaluate are never skipped for their length, but cut."""
+    html_breaks: Literal["keep", "newline", "stop"] = "keep"
+    """`<br />` in a text: stays, or becomes a line end."""
 
     def max_rows(self, split: str) -> int | None:
         """The bound on the rows of this split."""

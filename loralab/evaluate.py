@@ -18,7 +18,7 @@ from loralab.config import Decoding, Recipe
 from loralab.data.batches import collate, evaluation_batches
 from loralab.data.encode import EncodedSplit, encode
 from loralab.data.prompts import Prompt
-from loralab.data.sources import Split, read_split
+from loralab.data.splits import AnySplit, Split, read_split
 from loralab.engine import Engine
 from loralab.metrics import METRICS
 from loralab.metrics.significance import Bootstrap
@@ -55,24 +55,24 @@ class Scores:
 
 def read_evaluation_rows(recipe: Recipe) -> Split:
     """The rows that the reported numbers come from."""
-    data, split = recipe.data, recipe.evaluation.split
-    return read_split(data.name, split, data.source, data.target, data.max_rows(split))
+    return read_split(recipe.data, recipe.evaluation.split)
 
 
-def leaked_rows(training: Split, rows: Split) -> int:
+def leaked_rows(training: AnySplit, rows: AnySplit) -> int:
     """How many of the evaluated rows have a source that the model was trained on, white space apart."""
-    seen = {_words(example.source) for example in training.examples}
-    return sum(_words(example.source) in seen for example in rows.examples)
+    return int(np.isin(rows.source_hashes, training.source_hashes).sum())
 
 
-def _words(text: str) -> str:
-    return " ".join(text.split())
+def encode_evaluation_rows(engine: Engine, recipe: Recipe, rows: Split, lengths: tuple[int, int]) -> EncodedSplit:
+    """Their tokens. None is left out for its length, or two models would be held against each other on different rows."""
+    data = recipe.data
+    long_rows = "cut" if data.long_rows == "skip" else data.long_rows
+    return encode(rows, engine.tokenizer, Prompt(data.prompt, data.source), *lengths, long_rows)
 
 
 def evaluate(engine: Engine, recipe: Recipe, split: Split, lengths: tuple[int, int], folder: Path | None) -> Scores:
     """Measures the engine's model on the split; writes predictions.jsonl into the folder where one is given."""
-    prompt = Prompt(recipe.data.prompt, recipe.data.source)
-    encoded = encode(split, engine.tokenizer, prompt, *lengths)
+    encoded = encode_evaluation_rows(engine, recipe, split, lengths)
     losses = row_losses(engine, encoded)
     predictions = write_answers(engine, split, encoded, recipe.evaluation)
     references = [example.targets for example in split.examples]

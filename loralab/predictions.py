@@ -1,6 +1,6 @@
 """Files with the predictions of one or several systems -> one aligned set of rows, to be scored by score.py.
 
-A file is a .csv or .jsonl(.gz) with a column of references (a text, or in JSON a list) and one or several columns of
+A file is a .csv, .jsonl (either .gz) or .parquet with a column of references (a text, or in JSON a list) and one or several columns of
 predictions; our own predictions.jsonl is one. Several files hold the same rows in the same order, which is checked.
 
     files ──> columns of each ──> the rows of each, as texts ──> aligned ──> groups of rows that share a source
@@ -14,7 +14,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loralab.data.sources import READERS, Record, check_columns, source_text, suffix_of, target_texts
+from loralab.data.readers import READERS, Record, suffix_of
+from loralab.data.rows import check_columns, source_text, target_texts
 from loralab.errors import DataError, nearest
 from loralab.run import PREDICTIONS
 

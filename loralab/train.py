@@ -10,11 +10,13 @@ from loralab import checkpoint
 from loralab.config import Recipe
 from loralab.data.batches import collate
 from loralab.data.encode import EncodedSplit, encode, resolve_lengths
+from loralab.data.parts import IN_WORDS
 from loralab.data.prompts import Prompt
-from loralab.data.sources import Split, read_split
+from loralab.data.rows import Findings
+from loralab.data.splits import AnySplit, Split, StreamedSplit, announce, index_split
 from loralab.engine import Engine, Proof, open_engine
 from loralab.errors import RunError
-from loralab.evaluate import evaluate, leaked_rows, read_evaluation_rows
+from loralab.evaluate import encode_evaluation_rows, evaluate, leaked_rows, read_evaluation_rows
 from loralab.loop import plan_steps, run_steps
 from loralab.progress import say
 from loralab.run import (
@@ -51,6 +53,7 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         check_free(out)
     rows = read_evaluation_rows(recipe)  # first, so that a missing split or column is found before an hour of training
     training_rows = read_training_rows(recipe)
+    say(f"{announce(training_rows, recipe.data)}\n{announce(rows, recipe.data)}")
     if leaked := leaked_rows(training_rows, rows):
         say(f"{leaked:,} of the {len(rows):,} {rows.split} rows have a source that is among the training rows too.")
     engine = open_engine(recipe)
@@ -58,42 +61,59 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     lengths = resolve_lengths(
         training_rows, engine.tokenizer, recipe.data.max_source_length, recipe.data.max_target_length
     )
+    encoded, about = None, {}
+    if recipe.training.method != "none":
+        encoded = encode_training_rows(engine, recipe, training_rows, lengths)
+        about["trained_on"] = describe_rows(training_rows, encoded)
+    about["evaluated"] = describe_rows(rows, encode_evaluation_rows(engine, recipe, rows, lengths)) | {"leaked": leaked}
     folder = (
         out if resume and out is not None else new_folder(out, recipe.name)
     )  # nothing is left behind by a mistake above
     with checkpoint.locked(folder):
         write_recipe(folder, recipe)
-        return folder, _run(engine, recipe, training_rows, rows, lengths, folder)
+        return folder, _run(engine, recipe, encoded, rows, lengths, folder, about)
 
 
 def _run(
-    engine: Engine, recipe: Recipe, training_rows: Split, rows: Split, lengths: tuple[int, int], folder: Path
+    engine: Engine,
+    recipe: Recipe,
+    encoded: EncodedSplit | None,
+    rows: Split,
+    lengths: tuple[int, int],
+    folder: Path,
+    about: dict[str, Any],
 ) -> dict[str, Any]:
+    """`about` is what the record says of the rows."""
     record: dict[str, Any] = {"name": recipe.name, "method": recipe.training.method}
     record |= {"trainable": engine.trainable, "total": engine.total}
-    if recipe.training.method != "none":
-        record |= _train_and_save(engine, recipe, training_rows, lengths, folder)
+    if encoded is not None:
+        record |= _train_and_save(engine, recipe, encoded, lengths, folder)
     record["peak_memory_bytes"] = engine.peak_memory()
     scores = evaluate(engine, recipe, rows, lengths, folder)
-    record |= {"metrics": scores.summary(), "evaluated": describe_rows(rows)}
-    record["evaluated"]["leaked"] = leaked_rows(training_rows, rows)
+    record |= {"metrics": scores.summary(), **about}
     record |= {"lengths": lengths, "device": engine.device, "dtype": engine.dtype, **environment()}
     write_json(folder / RECORD, record)
     checkpoint.remove(folder)
     return record
 
 
-def read_training_rows(recipe: Recipe) -> Split:
-    """The training split's rows."""
+def read_training_rows(recipe: Recipe) -> StreamedSplit:
+    """The index of the training split's rows."""
+    return index_split(recipe.data, "train")
+
+
+def encode_training_rows(engine: Engine, recipe: Recipe, rows: StreamedSplit, lengths: tuple[int, int]) -> EncodedSplit:
+    """The training rows' tokens, from the cache where they have been there before."""
     data = recipe.data
-    return read_split(data.name, "train", data.source, data.target, data.max_train_rows)
+    encoded = encode(rows, engine.tokenizer, Prompt(data.prompt, data.source), *lengths, data.long_rows)
+    start = f"reusing tokens of {len(encoded):,} rows" if encoded.reused else f"tokens of {len(encoded):,} rows"
+    say(f"{rows.name}, {rows.split}: {start}{encoded.findings.in_words({'long_rows': data.long_rows})}")
+    return encoded
 
 
 def _train_and_save(
-    engine: Engine, recipe: Recipe, rows: Split, lengths: tuple[int, int], folder: Path
+    engine: Engine, recipe: Recipe, encoded: EncodedSplit, lengths: tuple[int, int], folder: Path
 ) -> dict[str, Any]:
-    encoded = encode(rows, engine.tokenizer, Prompt(recipe.data.prompt, recipe.data.source), *lengths)
-    say(_counts(rows, encoded))
     course = run_steps(engine, recipe, encoded, folder)
     card = {"recipe": recipe.model_dump(mode="json"), "lengths": lengths, "versions": environment()["versions"]}
     saved = engine.save(folder, card)
@@ -109,7 +129,6 @@ def _train_and_save(
         "tokens_per_second": course.tokens_per_second,
         "training_peak_memory_bytes": peak,
         "proof": asdict(proof),
-        "trained_on": describe_rows(rows),
     }
 
 
@@ -125,20 +144,14 @@ def _check(proof: Proof, saved: Path) -> None:
         )
 
 
-def _counts(rows: Split, encoded: EncodedSplit) -> str:
-    skipped = f", {len(rows.skipped_empty)} empty ones skipped" if rows.skipped_empty else ""
-    return (
-        f"{rows.name}: {len(rows):,} training rows{skipped}; sources cut to {encoded.max_source_length} tokens: {encoded.cut_sources:,}, "
-        f"targets cut to {encoded.max_target_length}: {encoded.cut_targets:,}"
-    )
-
-
-def describe_rows(rows: Split) -> dict[str, Any]:
-    """What a record says of the rows that it used."""
+def describe_rows(rows: AnySplit, encoded: EncodedSplit | None = None) -> dict[str, Any]:
+    """What a record says of the rows that it used, and of what was found in them by row number."""
+    findings = Findings(rows.findings | (encoded.findings if encoded is not None else {}))
     return {
         "data": rows.name,
         "split": rows.split,
-        "rows": len(rows),
-        "skipped_empty": len(rows.skipped_empty),
+        "rows": len(rows if encoded is None else encoded),
+        "parted": IN_WORDS if rows.parted else None,
+        "findings": findings.as_json(),
         "hash": rows.content_hash,
     }

@@ -9,7 +9,7 @@ from loralab.config import Recipe
 from loralab.data.encode import resolve_lengths
 from loralab.engine import Engine, load_engine, merge, open_engine
 from loralab.errors import UserError
-from loralab.evaluate import evaluate, read_evaluation_rows
+from loralab.evaluate import encode_evaluation_rows, evaluate, read_evaluation_rows
 from loralab.run import find_trained, new_folder, size_on_disk
 from loralab.table import empty_row
 from loralab.train import describe_rows, read_training_rows
@@ -29,7 +29,7 @@ def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dic
         "adapter_bytes": size_on_disk(saved) if saved else 0,
         "peak_memory_bytes": engine.peak_memory(),
         "metrics": scores.summary(),
-        "evaluated": describe_rows(rows),
+        "evaluated": describe_rows(rows, encode_evaluation_rows(engine, recipe, rows, lengths)),
     }
 
 

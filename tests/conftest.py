@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before any test module is
+os.environ["LORALAB_CACHE"] = tempfile.mkdtemp(prefix="loralab-tests-")  # never the user's; processes inherit it
 
 import pytest
 
+atexit.register(shutil.rmtree, os.environ["LORALAB_CACHE"], ignore_errors=True)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -33,3 +39,32 @@ def workshop(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from workshop import furnish
 
     return furnish(tmp_path_factory.mktemp("workshop"), data_folder)
+
+
+@pytest.fixture(scope="session")
+def tokenizers(data_folder: Path) -> dict[str, Any]:
+    """Two published tokenizers, by name."""
+    from transformers import AutoTokenizer
+
+    return {name: AutoTokenizer.from_pretrained(data_folder / "tokenizers" / name) for name in ("t5", "gpt2")}
+
+
+@pytest.fixture(scope="session")
+def t5(tokenizers: dict[str, Any]) -> Any:
+    """T5's tokenizer."""
+    return tokenizers["t5"]
+
+
+@pytest.fixture(scope="session")
+def dialogues(data_folder: Path) -> Any:
+    """DialogSum's 500 validation rows."""
+    from folders import read
+
+    return read(data_folder / "dialogsum", "validation")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for one test."""
+    monkeypatch.setenv("LORALAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

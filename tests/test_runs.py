@@ -16,12 +16,13 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 from workshop import PROMPT, loralab
 
 from loralab import load_adapter, load_model
-from loralab.data.sources import read_split
-from loralab.evaluate import leaked_rows
+from loralab.data.rows import Finding
+from loralab.data.splits import read_split
 from loralab.predictions import Columns
 from loralab.recipe_file import load_recipe
 from loralab.run import read_lines
 from loralab.score import score_files
+from loralab.train import train
 
 PROMISED = {
     "variant",
@@ -47,6 +48,7 @@ def run(workshop: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def comparison(workshop: Path) -> tuple[dict[str, Any], Path]:
     done = loralab(workshop, "compare", "tiny.yaml", "--json", "--out", "side-by-side")
+    assert "reusing tokens of 60 rows" in done.stderr, "by the second variant at the latest"
     return json.loads(done.stdout), workshop / "side-by-side"
 
 
@@ -121,7 +123,9 @@ def test_the_loss_is_transformers_with_pefts_adapter(workshop: Path, run: dict[s
 
 
 def test_the_same_recipe_gives_the_same_adapter(workshop: Path, run: dict[str, Any]) -> None:
-    again = json.loads(loralab(workshop, "train", str(Path(run["run"]) / "recipe.yaml"), "--json").stdout)
+    done = loralab(workshop, "train", str(Path(run["run"]) / "recipe.yaml"), "--json")
+    again = json.loads(done.stdout)
+    assert "data, train: reusing tokens of 60 rows" in done.stderr
     assert again["run"] != run["run"], "the next free folder"
     files = [workshop / result["adapter"] / "adapter_model.safetensors" for result in (run, again)]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -175,6 +179,45 @@ def test_another_architecture_goes_the_same_way(method: str, workshop: Path) -> 
     if method == "lora":
         loralab(workshop, "merge", result["run"], "--out", "bart-merged")
         assert (workshop / "bart-merged/config.json").exists()
+
+
+def test_a_single_file_with_faults_is_trained_on_and_told_of(
+    workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = read_lines(workshop / "data/train.jsonl")
+    faults = [{"dialogue": " ", "summary": "x"}, {"dialogue": "x"}, rows[0], {**rows[1], "dialogue": "a<br />b\r\nc"}]
+    (workshop / "single.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, *faults]), encoding="utf-8"
+    )
+    settings = [f"data.name={workshop / 'single.jsonl'}", "data.html_breaks=newline", "training.epochs=1"]
+    folder, record = train(load_recipe(workshop / "tiny.yaml", settings), workshop / "single")
+    told = capsys.readouterr().err
+    parts = {
+        split: read_split(load_recipe(folder / "recipe.yaml").data, split) for split in ("train", "validation", "test")
+    }
+    assert sum(map(len, parts.values())) == 62 and min(map(len, parts.values())) > 0
+    assert (record["trained_on"]["rows"], record["evaluated"]["rows"]) == (
+        len(parts["train"]),
+        len(parts["validation"]),
+    )
+    assert record["evaluated"]["leaked"] == 0
+    found = [about["findings"] for about in (record["trained_on"], record["evaluated"])]
+    assert (
+        "parted by a hash of the source: about 90 %" in record["evaluated"]["parted"]
+        and record["evaluated"]["parted"] in told
+    )
+    assert {key: parts["train"].findings[key].rows for key in parts["train"].findings} == {
+        key: finding["rows"] for key, finding in found[0].items() if not key.startswith("long")
+    }
+    numbers = {
+        key: sorted(row for part in parts.values() for row in part.findings.get(key, Finding()).rows) for key in WANTED
+    }
+    assert numbers == WANTED
+    assert found[0]["long_sources"]["count"] > 0 and found[1]["long_targets"]["count"] > 0
+    assert f"{found[0]['long_sources']['count']} with a source over data.max_source_length, cut (rows " in told
+
+
+WANTED = {"empty": [61], "missing": [62], "repeated": [63], "crlf": [64], "html_breaks": [64]}
 
 
 # compare
@@ -253,13 +296,6 @@ def test_scoring_a_runs_predictions_gives_the_runs_scores(workshop: Path, run: d
         name: metric for name, metric in run["metrics"].items() if name != "loss"
     }
     assert (results["examples"], results["groups"]) == (12, 10)
-
-
-def test_rows_that_leak_are_counted(data_folder: Path) -> None:
-    training, rows = (
-        read_split(str(data_folder / "dialogsum"), split, "dialogue", "summary") for split in ("train", "validation")
-    )
-    assert leaked_rows(training, rows) == 32
 
 
 # Mistakes

@@ -18,7 +18,7 @@ from loralab.config import Recipe
 from loralab.data.batches import Batch, collate, plan_batches
 from loralab.data.encode import encode
 from loralab.data.prompts import Prompt
-from loralab.data.sources import read_split
+from loralab.data.splits import read_split
 from loralab.on_torch.step import TorchEngine, open_engine
 from loralab.recipe_file import load_recipe
 from loralab.schedule import rate_at
@@ -43,7 +43,7 @@ def recipe(data_folder: Path, method: str, rate: float) -> Recipe:
 
 
 def real_batches(settings: Recipe, engine: TorchEngine) -> Iterator[Batch]:
-    rows = read_split(settings.data.name, "train", "dialogue", "summary", 4 * STEPS)
+    rows = read_split(settings.data.model_copy(update={"max_train_rows": 4 * STEPS}), "train")
     encoded = encode(rows, engine.tokenizer, Prompt(settings.data.prompt, "dialogue"), 96, 32)
     for epoch_rows in plan_batches(
         encoded.source_lengths, encoded.target_lengths, tokens_per_batch=None, batch_size=4, seed=1, epoch=0

@@ -1,15 +1,25 @@
-"""Tiny random T5 folders as Transformers writes them, in the three layouts of the published checkpoints."""
+"""Tiny random T5 folders as Transformers writes them, in the three layouts of the published checkpoints; a tiny tokenizer."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 LAYOUTS = ("tied-scaled", "tied-unscaled", "untied")
 
@@ -79,3 +89,14 @@ def shard(folder: Path, count: int = 3) -> Path:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     return folder
+
+
+def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A fast tokenizer whose tokens are the words of these texts."""
+    words = sorted({word for text in texts for word in text.split()})
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=10**6
+    )

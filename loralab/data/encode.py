@@ -1,41 +1,54 @@
-"""From text to token ids: a `Split` becomes an `EncodedSplit`, two flat arrays with offsets.
+"""From text to token ids: the rows of a split become an `EncodedSplit`, flat arrays with offsets.
 
-Flat arrays cost four bytes a token and can be memory-mapped from a file, which a list of lists cannot.
+Rows are tokenised once: the arrays stand in the cache, named by the hash of the texts and of all that tokens depend on,
+and are mapped from there. Rows pass through memory a thousand at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loralab.data.cache import ArrayFile, Facts, cached
 from loralab.data.prompts import Prompt
-from loralab.data.sources import Split
-from loralab.errors import ModelError, RecipeError
+from loralab.data.rows import Example, Findings
+from loralab.data.splits import AnySplit
+from loralab.errors import DataError, ModelError, RecipeError
+from loralab.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNK_ROWS = 1000  # rows a call of the tokenizer: enough for its threads, little memory
 PERCENTILE_CAP = 512  # lengths above it count as it where a percentile is taken, as in the published setting
+NO_LIMIT = 2**31
+NO_LENGTHS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+ARRAYS = {"source_ids": "<i4", "source_offsets": "<i8", "target_ids": "<i4", "target_offsets": "<i8", "kept": "<i8"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedSplit:
-    """Token ids of n rows, in the order of `Split.examples`: row i is `ids[offsets[i]:offsets[i + 1]]`."""
+    """Token ids of n rows, in the order of the split: row i is `ids[offsets[i]:offsets[i + 1]]`."""
 
     source_ids: NDArray[np.int32]
     source_offsets: NDArray[np.int64]  # n + 1
     target_ids: NDArray[np.int32]
     target_offsets: NDArray[np.int64]  # n + 1
+    numbers: NDArray[np.int64]  # n: the number of each row in its file
     max_source_length: int  # tokens, with the prompt and the end-of-sequence token
     max_target_length: int  # tokens, with the end-of-sequence token
-    cut_sources: int  # rows
-    cut_targets: int  # rows
+    findings: Findings  # the rows that were too long
+    reused: bool  # the tokens are those of an earlier run
 
     def __len__(self) -> int:
         return len(self.source_offsets) - 1
@@ -56,20 +69,117 @@ class EncodedSplit:
 
 
 def encode(
-    split: Split,
+    rows: AnySplit,
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
     max_source_length: int,
     max_target_length: int,
+    long_rows: str = "cut",
 ) -> EncodedSplit:
     """Token ids of every row: the prompt around its source, and its first reference.
 
-    Lengths are tokens; `resolve_lengths` makes them of a recipe's "p85". Where a row is too long, the source within
-    the prompt is cut, and the target before its end-of-sequence token; both are counted.
+    Lengths are tokens; `resolve_lengths` makes them of a recipe's "p85". Of a row that is too long, the source within
+    the prompt is cut, and the target before its end-of-sequence token ("cut"); or the row is left out ("skip"); or it is
+    a `DataError`, once all of them are counted ("stop").
     """
-    sources, cut_sources = encode_sources([row.source for row in split.examples], tokenizer, prompt, max_source_length)
-    targets, cut_targets = encode_targets([row.targets[0] for row in split.examples], tokenizer, max_target_length)
-    return EncodedSplit(*flat(sources), *flat(targets), max_source_length, max_target_length, cut_sources, cut_targets)
+    limits = max_source_length, max_target_length
+    texts: dict[str, object] = {
+        "texts": rows.content_hash,
+        "prompt": repr(prompt),
+        "limits": limits,
+        "long_rows": long_rows,
+    }
+    key = texts | tokenizer_key(tokenizer)
+    entry = cached("tokens", key, lambda folder: write_tokens(folder, rows, tokenizer, prompt, limits, long_rows))
+    arrays, numbers = {name: entry.array(name) for name in ARRAYS}, rows.numbers
+    return EncodedSplit(
+        numbers=numbers[arrays.pop("kept")],
+        **arrays,
+        max_source_length=max_source_length,
+        max_target_length=max_target_length,
+        findings=Findings.from_json(entry.facts["findings"]).in_file(numbers),
+        reused=entry.reused,
+    )
+
+
+def write_tokens(
+    folder: Path,
+    rows: AnySplit,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    limits: tuple[int, int],
+    long_rows: str,
+) -> Facts:
+    """The arrays of an `EncodedSplit`, written as the rows pass by; which of them were too long, counted from 0."""
+    findings, progress, done = Findings(), Progress("tokenise", len(rows)), 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(ArrayFile(folder / f"{name}.npy", ARRAYS[name])) for name in ARRAYS}
+        ends = {"source": 0, "target": 0}
+        for side in ends:
+            files[f"{side}_offsets"].append([0])
+        for examples in chunks(rows, CHUNK_ROWS):
+            columns, long = encode_chunk(examples, tokenizer, prompt, limits, cut=long_rows == "cut")
+            for kind in long:
+                for i in long[kind]:
+                    findings.note(kind, done + i)
+            left_out = set(chain.from_iterable(long.values())) if long_rows != "cut" else set()
+            kept = [i for i in range(len(examples)) if i not in left_out]
+            for side, column in columns.items():
+                ids, offsets = flat([column[i] for i in kept])
+                files[f"{side}_ids"].append(ids)
+                files[f"{side}_offsets"].append(offsets[1:] + ends[side])
+                ends[side] += len(ids)
+            files["kept"].append([done + i for i in kept])
+            progress.update(done := done + len(examples))
+        check_long_rows(rows, findings, long_rows, files["kept"].length)
+    return {"findings": findings.as_json()}
+
+
+def encode_chunk(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    limits: tuple[int, int],
+    cut: bool,
+) -> tuple[dict[str, list[list[int]]], dict[str, list[int]]]:
+    """({"source" and "target": ids of each row}, {"long_sources" and "long_targets": places of rows beyond the limits})."""
+
+    def sources(texts: list[str], limit: int) -> list[list[int]]:
+        return encode_sources(texts, tokenizer, prompt, limit)[0]
+
+    def targets(texts: list[str], limit: int) -> list[list[int]]:
+        return encode_targets(texts, tokenizer, limit)[0]
+
+    source_ids, long_sources = fitted(sources, [example.source for example in examples], limits[0], cut)
+    target_ids, long_targets = fitted(targets, [example.targets[0] for example in examples], limits[1], cut)
+    return {"source": source_ids, "target": target_ids}, {"long_sources": long_sources, "long_targets": long_targets}
+
+
+def fitted(
+    encode_texts: Callable[[list[str], int], list[list[int]]], texts: list[str], limit: int, cut: bool
+) -> tuple[list[list[int]], list[int]]:
+    """(ids of each text, places of those over the limit, which are cut to it on demand)."""
+    ids = encode_texts(texts, NO_LIMIT)
+    long = [i for i, row in enumerate(ids) if len(row) > limit]
+    if long and cut:
+        for i, shorter in zip(long, encode_texts([texts[i] for i in long], limit), strict=True):
+            ids[i] = shorter
+    return ids, long
+
+
+def check_long_rows(rows: AnySplit, findings: Findings, long_rows: str, num_kept: int) -> None:
+    """Raises `DataError` where over-long rows are to stop the run, or none but such are there."""
+    title = f"{rows.name}, {rows.split}"
+    findings.in_file(rows.numbers).stop(title, {"long_rows": long_rows})
+    if not num_kept:
+        raise DataError(f"{title}: all {len(rows)} rows are longer than max_source_length or max_target_length allow.")
+
+
+def chunks(rows: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    """The rows in lists of `size`, one list in memory at a time."""
+    passing = iter(rows)
+    while chunk := list(islice(passing, size)):
+        yield chunk
 
 
 def encode_sources(
@@ -102,42 +212,68 @@ def encode_targets(
 
 
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    check_fast(tokenizer)
+    for start in range(0, len(texts), CHUNK_ROWS):
+        chunk = list(texts[start : start + CHUNK_ROWS])
+        yield from tokenizer(chunk, verbose=False, return_attention_mask=False)["input_ids"]
+
+
+def check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `ModelError` for a tokenizer that is not one of the library `tokenizers`."""
     if not tokenizer.is_fast:
         raise ModelError(
             f"{type(tokenizer).__name__} gives no character offsets. "
             "A fast tokenizer is needed, one with a tokenizer.json."
         )
-    for start in range(0, len(texts), CHUNK_ROWS):
-        yield from tokenizer(list(texts[start : start + CHUNK_ROWS]), verbose=False)["input_ids"]
+
+
+def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+    """All that a tokenizer's output depends on: its tokenizer.json, its end of sequence, its template, its libraries."""
+    check_fast(tokenizer)
+    tokenizer("", verbose=False)  # forgets the padding and truncation that another call has asked for
+    return {
+        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "eos": tokenizer.eos_token_id,
+        "template": tokenizer.chat_template,
+        "libraries": [importlib.metadata.version(library) for library in ("tokenizers", "transformers")],
+    }
 
 
 def flat(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """(all rows one after the other, n + 1 offsets)."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
-    ids = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
-    return ids, offsets
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1])), offsets
 
 
 # Lengths given as a percentile.
 
 
 def resolve_lengths(
-    train: Split, tokenizer: PreTrainedTokenizerBase, max_source_length: int | str, max_target_length: int | str
+    train: AnySplit, tokenizer: PreTrainedTokenizerBase, max_source_length: int | str, max_target_length: int | str
 ) -> tuple[int, int]:
     """(source, target) lengths in tokens, each from a number or a percentile of the training rows.
 
     A percentile is that of the bare sources or first references, without the prompt but with the tokenizer's special
     tokens; the published 255 and 50 of SAMSum came about so. Nothing is tokenised for a number.
     """
-    sources = [row.source for row in train.examples]
-    targets = [row.targets[0] for row in train.examples]
-    return length_of(max_source_length, sources, tokenizer), length_of(max_target_length, targets, tokenizer)
+    source = bare_lengths(train, tokenizer, "source") if isinstance(max_source_length, str) else NO_LENGTHS
+    target = bare_lengths(train, tokenizer, "target") if isinstance(max_target_length, str) else NO_LENGTHS
+    return resolve_length(max_source_length, source), resolve_length(max_target_length, target)
 
 
-def length_of(setting: int | str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
-    lengths = [len(ids) for ids in token_ids(texts, tokenizer)] if isinstance(setting, str) else []
-    return resolve_length(setting, np.array(lengths, dtype=np.int64))
+def bare_lengths(rows: AnySplit, tokenizer: PreTrainedTokenizerBase, side: str) -> NDArray[np.int64]:
+    """[rows]: tokens of each source or first reference by itself."""
+
+    def build(folder: Path) -> Facts:
+        with ArrayFile(folder / "lengths.npy", "<i4") as file:
+            for examples in chunks(rows, CHUNK_ROWS):
+                texts = [example.source if side == "source" else example.targets[0] for example in examples]
+                file.append([len(ids) for ids in token_ids(texts, tokenizer)])
+        return {}
+
+    key = {"texts": rows.content_hash, "side": side, **tokenizer_key(tokenizer)}
+    return cached("lengths", key, build).array("lengths")
 
 
 def resolve_length(setting: int | str, lengths: NDArray[np.int64]) -> int:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loralab.data.sources import READERS, check_columns, numbered_lines, source_text, suffix_of
+from loralab.data.readers import READERS, numbered_lines, suffix_of
+from loralab.data.rows import check_columns, source_text
 from loralab.errors import DataError, nearest
 
 PREDICTION = "prediction"

@@ -1,0 +1,111 @@
+"""A file of rows -> records, one mapping a row: JSON lines (https://jsonlines.org), CSV (RFC 4180), Parquet.
+
+Each format is one line in `READERS`. Text is UTF-8. Every reader goes through its file row by row, and every mistake is
+a `DataError` that names the file and the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from loralab.errors import DataError
+
+PARQUET_ROWS = 1000  # decoded at once: a row group may be the whole file
+
+
+class Record(NamedTuple):
+    """One row as it stands in the file: its 1-based number, its place for an error message, its cells."""
+
+    row: int
+    """The line of a .jsonl, the record of a .csv, the row of a .parquet."""
+    where: str
+    cells: Mapping[str, object]
+
+
+def jsonl_records(path: Path) -> Iterator[Record]:
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            cells = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            got = f"not JSON ({error}): {line.strip()!r:.60}"
+            raise DataError(f"{where}: {got}. Each line must be one JSON object.") from error
+        if not isinstance(cells, dict):
+            got = f"a JSON {type(cells).__name__}, {line.strip()!r:.60}"
+            raise DataError(f"{where}: {got}. Each line must be one JSON object, {{column: value, ...}}.")
+        yield Record(number, where, cells)
+
+
+def csv_records(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses a document of more than 131,072 characters
+    # strict: else a quote left open swallows the rest of the file in silence
+    rows = csv.reader((line for _, line in numbered_lines(path)), strict=True)
+    try:
+        header = next(rows, [])
+        if len(set(header)) < len(header):
+            raise DataError(f"{path}, line 1: a column's name stands there twice: {', '.join(header)}. Rename one.")
+        for number, cells in enumerate((row for row in rows if row), start=1):
+            where = f"{path}, line {rows.line_num}"
+            if len(cells) != len(header):
+                expected = f"{len(header)} columns ({', '.join(header)})"
+                raise DataError(f"{where}: {len(cells)} cells, where the header names {expected}.")
+            yield Record(number, where, dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        advice = "A cell with commas, quotes or line ends stands in double quotes."
+        raise DataError(f"{path}, line {rows.line_num}: not CSV ({error}). {advice}") from error
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(1-based number, line with its line end), decoded one by one so that an error can name the line."""
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        got = f"not UTF-8 ({error.reason} at byte {error.start})"
+        raise DataError(f"{path}, line {number}: {got}. Save the file as UTF-8.") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        got = f"the compressed file is truncated or damaged ({error})"
+        raise DataError(f"{path}, after line {number}: {got}. Fetch or write it again.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+
+
+def parquet_records(path: Path) -> Iterator[Record]:
+    """Rows of the row groups, a thousand at a time; cells as Python has them (text, list, None)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(PARQUET_ROWS, use_threads=False):
+                for cells in batch.to_pylist():
+                    number += 1
+                    yield Record(number, f"{path}, row {number}", cells)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}, after row {number}: not Parquet, or damaged ({reason}). Write it again.") from error
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {
+    ".jsonl": jsonl_records,
+    ".jsonl.gz": jsonl_records,
+    ".csv": csv_records,
+    ".csv.gz": csv_records,
+    ".parquet": parquet_records,
+}
+
+
+def suffix_of(path: Path) -> str:
+    """`.jsonl.gz` of `train.jsonl.gz`: the last suffix, with the one before it where the last is a compression."""
+    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
