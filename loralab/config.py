@@ -19,6 +19,7 @@ from loralab.spec import LoRASpec
 Count = Annotated[int, Field(gt=0, strict=True)]
 Length = Count | Annotated[str, Field(pattern=r"^p\d\d$")]
 Tree = dict[str, Any]
+TrackerName = Literal["tensorboard", "wandb"]
 
 DEFAULT_TOKENS_PER_BATCH = 4096
 
@@ -93,6 +94,8 @@ class TrainingSettings(Settings):
     """Keep less for the backward pass and compute it again: less memory, about a third more time."""
     save_every: Count = 200
     """Steps between two checkpoints, from which `--resume` goes on."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Where curves go besides the run's own files: tensorboard, wandb (online or offline by WANDB_MODE). Each is an extra."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 42
     """Of the order of rows, of dropout, and of LoRA's start."""
 
@@ -133,6 +136,55 @@ class OptimizerSettings(Settings):
         return self
 
 
+def known_metrics(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises ValueError where one of the names is no metric's."""
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}. {nearest(name, METRICS)}")
+    return metrics
+
+
+class ValidationSettings(Settings):
+    """Measuring while training, on the data's validation split; data without one is trained on without measuring."""
+
+    every: Literal["epoch"] | Count | None = "epoch"
+    """When: after each epoch, or every so many steps and after the last; null never."""
+    rows: Count | None = 200
+    """How many: the first ones of the split; null takes all that data.max_validation_rows leaves."""
+    metrics: tuple[str, ...] = ()
+    """What answers are generated for and scored with, as in evaluation.metrics; without any, the loss alone is measured."""
+    metric: str = "loss"
+    """The column that says which validation is the best: loss (less is better), or one of the scores, such as rouge2 (more)."""
+    keep: Literal["last", "best"] = "last"
+    """The weights that the run ends with: those of its last step, or those of the best validation."""
+    patience: Count | None = None
+    """Stop after so many validations in a row without a better one; null never."""
+
+    _known = field_validator("metrics")(known_metrics)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the numbers that are measured."""
+        return ["loss", *(column for metric in self.metrics for column in METRICS[metric].NAMES)]
+
+    @property
+    def chooses(self) -> str | None:
+        """The setting by which these rows choose the checkpoint, if one does."""
+        return "keep: best" if self.keep == "best" else f"patience: {self.patience}" if self.patience else None
+
+    @model_validator(mode="after")
+    def _measured(self) -> ValidationSettings:
+        if self.metric not in self.columns:
+            owner = next((name for name, metric in METRICS.items() if self.metric in metric.NAMES), None)
+            advice = f"Add {owner} to validation.metrics." if owner else nearest(self.metric, self.columns)
+            raise ValueError(f"the metric {self.metric!r} is not measured. {advice}")
+        if self.every is None and self.chooses:
+            raise ValueError(
+                f"{self.chooses} needs validations, but every is null; set it to epoch or to a number of steps"
+            )
+        return self
+
+
 class EvaluationSettings(Settings):
     """What the model is asked to write, and how that is scored."""
 
@@ -145,13 +197,7 @@ class EvaluationSettings(Settings):
     metrics: tuple[str, ...] = ("rouge",)
     """What the answers are scored with."""
 
-    @field_validator("metrics")
-    @classmethod
-    def _known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
-        for name in metrics:
-            if name not in METRICS:
-                raise ValueError(f"unknown metric {name!r}. {nearest(name, METRICS)}")
-        return metrics
+    _known = field_validator("metrics")(known_metrics)
 
 
 class Recipe(Settings):
@@ -166,6 +212,7 @@ class Recipe(Settings):
     lora: LoRASpec = LoRASpec()
     training: TrainingSettings = TrainingSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    validation: ValidationSettings = ValidationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     variants: dict[str, dict[str, Any]] = {}
     """What `compare` runs: a name -> dotted overrides of this recipe."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from loralab.data.encode import EncodedSplit, encode, resolve_lengths
 from loralab.data.prompts import Prompt
 from loralab.data.sources import Split, read_split
 from loralab.engine import Engine, Proof, open_engine
-from loralab.errors import RunError
+from loralab.errors import RunError, Stopped
 from loralab.evaluate import evaluate, leaked_rows, read_evaluation_rows
-from loralab.loop import plan_steps, run_steps
+from loralab.loop import Course, plan_steps, run_steps
+from loralab.plot import write_curves
 from loralab.progress import say
 from loralab.run import (
     RECORD,
@@ -28,6 +30,8 @@ from loralab.run import (
     write_json,
     write_recipe,
 )
+from loralab.trackers import check_installed
+from loralab.validation import Validator, best_of, chose_reported_rows, make_validator, read_validation_rows
 
 PROOF_ROWS = 4  # on which the saved model is held against the live one
 
@@ -49,8 +53,12 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
             return out, read_record(out)
     else:
         check_free(out)
+    check_installed(recipe.training.trackers)
     rows = read_evaluation_rows(recipe)  # first, so that a missing split or column is found before an hour of training
     training_rows = read_training_rows(recipe)
+    validation_rows = read_validation_rows(recipe)
+    if warning := chose_reported_rows(recipe):
+        say(warning)
     if leaked := leaked_rows(training_rows, rows):
         say(f"{leaked:,} of the {len(rows):,} {rows.split} rows have a source that is among the training rows too.")
     engine = open_engine(recipe)
@@ -63,16 +71,23 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     )  # nothing is left behind by a mistake above
     with checkpoint.locked(folder):
         write_recipe(folder, recipe)
-        return folder, _run(engine, recipe, training_rows, rows, lengths, folder)
+        validator = make_validator(recipe, validation_rows, engine, lengths)
+        return folder, _run(engine, recipe, training_rows, rows, validator, lengths, folder)
 
 
 def _run(
-    engine: Engine, recipe: Recipe, training_rows: Split, rows: Split, lengths: tuple[int, int], folder: Path
+    engine: Engine,
+    recipe: Recipe,
+    training_rows: Split,
+    rows: Split,
+    validator: Validator | None,
+    lengths: tuple[int, int],
+    folder: Path,
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"name": recipe.name, "method": recipe.training.method}
     record |= {"trainable": engine.trainable, "total": engine.total}
     if recipe.training.method != "none":
-        record |= _train_and_save(engine, recipe, training_rows, lengths, folder)
+        record |= _train_and_save(engine, recipe, training_rows, validator, lengths, folder)
     record["peak_memory_bytes"] = engine.peak_memory()
     scores = evaluate(engine, recipe, rows, lengths, folder)
     record |= {"metrics": scores.summary(), "evaluated": describe_rows(rows)}
@@ -90,11 +105,16 @@ def read_training_rows(recipe: Recipe) -> Split:
 
 
 def _train_and_save(
-    engine: Engine, recipe: Recipe, rows: Split, lengths: tuple[int, int], folder: Path
+    engine: Engine,
+    recipe: Recipe,
+    rows: Split,
+    validator: Validator | None,
+    lengths: tuple[int, int],
+    folder: Path,
 ) -> dict[str, Any]:
     encoded = encode(rows, engine.tokenizer, Prompt(recipe.data.prompt, recipe.data.source), *lengths)
     say(_counts(rows, encoded))
-    course = run_steps(engine, recipe, encoded, folder)
+    course = _steps(engine, recipe, encoded, validator, folder)
     card = {"recipe": recipe.model_dump(mode="json"), "lengths": lengths, "versions": environment()["versions"]}
     saved = engine.save(folder, card)
     peak = engine.peak_memory()  # before the proof, which holds the model twice
@@ -110,6 +130,32 @@ def _train_and_save(
         "training_peak_memory_bytes": peak,
         "proof": asdict(proof),
         "trained_on": describe_rows(rows),
+        "validation": None if validator is None else _validations(recipe, validator, course),
+    }
+
+
+def _steps(engine: Engine, recipe: Recipe, encoded: EncodedSplit, validator: Validator | None, folder: Path) -> Course:
+    """All steps, and their curves, also of a run that was stopped."""
+    try:
+        course = run_steps(engine, recipe, encoded, folder, validator)
+    except (Stopped, RunError):
+        with suppress(Exception):  # what stopped the run is the news, not that it cannot be drawn
+            write_curves(folder, recipe.validation.metric)
+        raise
+    write_curves(folder, recipe.validation.metric)
+    return course
+
+
+def _validations(recipe: Recipe, validator: Validator, course: Course) -> dict[str, Any]:
+    metric, best = recipe.validation.metric, best_of(course.validations, recipe.validation.metric)
+    return {
+        **describe_rows(validator.split),
+        "metric": metric,
+        "best": None if best is None else {"step": best["step"], "value": best[metric]},
+        "kept_step": course.kept,
+        "stopped_early": course.steps < course.planned,
+        "chose_reported_rows": chose_reported_rows(recipe) is not None,
+        "validations": list(course.validations),
     }
 
 
