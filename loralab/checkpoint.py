@@ -3,8 +3,8 @@
     RUN/checkpoints/step-00000120/   state.safetensors (the engine's tensors), position.json (where the loop stands)
 
 A checkpoint is written beside its place and moved there when it is whole, so that one with its name is always good,
-whenever the process is killed. The last two are kept. A run folder is locked while a process works in it; the system
-frees the lock of a process that has died.
+whenever the process is killed. The last two are kept, and that of the best validation where the recipe keeps the best.
+A run folder is locked while a process works in it; the system frees the lock of a process that has died.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from loralab.engine import Engine
 from loralab.errors import RunError
 
-FORMAT, KEPT = 1, 2
+FORMAT, KEPT = 2, 2
 FOLDER, STATE, POSITION, LOCK = "checkpoints", "state.safetensors", "position.json", ".lock"
 
 
@@ -34,15 +35,17 @@ class Position:
     """Real tokens seen."""
     seconds: float = 0.0
     """Spent training, over all lives of the run."""
+    validations: tuple[dict[str, Any], ...] = ()
+    """What has been measured so far: the lines of validation.jsonl."""
 
 
-def save(run: Path, engine: Engine, position: Position) -> Path:
-    """Writes a checkpoint and removes all but the last two.
+def save(run: Path, engine: Engine, position: Position, best: int | None = None) -> Path:
+    """Writes a checkpoint and removes all but the last two, and but that of the step `best`.
 
     Raises:
         RunError: it could not be written (a full disk); the checkpoints from before are still there.
     """
-    place = run / FOLDER / f"step-{position.step:08}"
+    place = _place(run, position.step)
     part = place.with_suffix(".part")
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -54,17 +57,21 @@ def save(run: Path, engine: Engine, position: Position) -> Path:
         os.replace(part, place)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        kept = (
-            f"The checkpoint of step {finished[-1].name[5:].lstrip('0')} is whole"
-            if (finished := _finished(run))
-            else "There is none yet"
-        )
         raise RunError(
-            f"A checkpoint could not be written to {place} ({error}). {kept}; make room and go on with --resume."
+            f"A checkpoint could not be written to {place} ({error}). {describe_last(run)} Make room and go on with --resume."
         ) from error
     for old in _finished(run)[:-KEPT]:
-        shutil.rmtree(old)
+        if best is None or old != _place(run, best):
+            shutil.rmtree(old)
     return place
+
+
+def describe_last(run: Path) -> str:
+    """What there is to go on from, in words."""
+    finished = _finished(run)
+    return (
+        f"The checkpoint of step {int(finished[-1].name[5:])} is whole." if finished else "There is no checkpoint yet."
+    )
 
 
 def restore(run: Path, engine: Engine) -> Position:
@@ -82,12 +89,21 @@ def restore(run: Path, engine: Engine) -> Position:
             f"{finished[-1]} is a checkpoint of another version of loralab; this one reads format {FORMAT}. Start the run anew."
         )
     engine.load_state(finished[-1] / STATE)
-    return Position(**stored)
+    return Position(**stored | {"validations": tuple(stored["validations"])})
+
+
+def restore_weights(run: Path, engine: Engine, step: int) -> None:
+    """Puts the engine back to the checkpoint of one step."""
+    engine.load_state(_place(run, step) / STATE)
 
 
 def remove(run: Path) -> None:
     """Removes all checkpoints: the run has finished."""
     shutil.rmtree(run / FOLDER, ignore_errors=True)
+
+
+def _place(run: Path, step: int) -> Path:
+    return run / FOLDER / f"step-{step:08}"
 
 
 def _finished(run: Path) -> list[Path]:

@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from loralab.errors import RecipeError, nearest
-from loralab.metrics import METRICS
+from loralab.metrics import COLUMNS, METRICS
 from loralab.spec import LoRASpec
 
 Count = Annotated[int, Field(gt=0, strict=True)]
 Length = Count | Annotated[str, Field(pattern=r"^p\d\d$")]
 Tree = dict[str, Any]
+TrackerName = Literal["tensorboard", "wandb"]
 
 DEFAULT_TOKENS_PER_BATCH = 4096
 
@@ -101,6 +102,8 @@ class TrainingSettings(Settings):
     """Keep less for the backward pass and compute it again: less memory, about a third more time."""
     save_every: Count = 200
     """Steps between two checkpoints, from which `--resume` goes on."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Where curves go besides the run's own files: tensorboard, wandb (online or offline by WANDB_MODE). Each is an extra."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 42
     """Of the order of rows, of dropout, and of LoRA's start."""
 
@@ -138,6 +141,60 @@ class OptimizerSettings(Settings):
     def _one_warmup(self) -> OptimizerSettings:
         if self.warmup_ratio and self.warmup_steps:
             raise ValueError("warmup_ratio and warmup_steps are both given; set one of them to 0")
+        return self
+
+
+def known_metrics(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises ValueError where one of the names is no metric's."""
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}. {nearest(name, METRICS)}")
+    return metrics
+
+
+class ValidationSettings(Settings):
+    """Measuring while training, on the data's validation split; data without one is trained on without measuring."""
+
+    every: Literal["epoch"] | Count | None = "epoch"
+    """When: after each epoch, or every so many steps and after the last; null never."""
+    rows: Count | None = 200
+    """How many: the first ones of the split; null takes all that data.max_validation_rows leaves."""
+    metrics: tuple[str, ...] = ()
+    """What answers are generated for and scored with, as in evaluation.metrics; without any, the loss alone is measured."""
+    metric: str = "loss"
+    """The column that says which validation is the best: loss (less is better), or one of the scores, such as rouge2 (more)."""
+    keep: Literal["last", "best"] = "last"
+    """The weights that the run ends with: those of its last step, or those of the best validation."""
+    patience: Count | None = None
+    """Stop after so many validations in a row without a better one; null never."""
+
+    _known = field_validator("metrics")(known_metrics)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the numbers that are measured."""
+        return ["loss", *(column.name for metric in self.metrics for column in METRICS[metric].COLUMNS)]
+
+    @property
+    def chooses(self) -> str | None:
+        """The setting by which these rows choose the checkpoint, if one does."""
+        return "keep: best" if self.keep == "best" else f"patience: {self.patience}" if self.patience else None
+
+    @model_validator(mode="after")
+    def _measured(self) -> ValidationSettings:
+        if self.metric not in self.columns:
+            owner = next(
+                (name for name, metric in METRICS.items() if self.metric in [column.name for column in metric.COLUMNS]),
+                None,
+            )
+            advice = f"Add {owner} to validation.metrics." if owner else nearest(self.metric, self.columns)
+            raise ValueError(f"the metric {self.metric!r} is not measured. {advice}")
+        if COLUMNS[self.metric].better == "neither":
+            raise ValueError(f"of {self.metric!r} neither more nor less is better, so that it cannot choose")
+        if self.every is None and self.chooses:
+            raise ValueError(
+                f"{self.chooses} needs validations, but every is null; set it to epoch or to a number of steps"
+            )
         return self
 
 
@@ -198,13 +255,7 @@ class EvaluationSettings(Decoding):
     metrics: tuple[str, ...] = ("rouge",)
     """What the answers are scored with."""
 
-    @field_validator("metrics")
-    @classmethod
-    def _known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
-        for name in metrics:
-            if name not in METRICS:
-                raise ValueError(f"unknown metric {name!r}. {nearest(name, METRICS)}")
-        return metrics
+    _known = field_validator("metrics")(known_metrics)
 
 
 class Recipe(Settings):
@@ -219,6 +270,7 @@ class Recipe(Settings):
     lora: LoRASpec = LoRASpec()
     training: TrainingSettings = TrainingSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    validation: ValidationSettings = ValidationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     variants: dict[str, dict[str, Any]] = {}
     """What `compare` runs: a name -> dotted overrides of this recipe."""
@@ -249,6 +301,11 @@ class Recipe(Settings):
             if variant not in self.variants:
                 raise ValueError(f"published names the variant {variant!r}. {nearest(variant, self.variants)}")
         return self
+
+    @property
+    def chooses(self) -> str | None:
+        """The setting, with its block, by which rows choose something; None where none does."""
+        return self.validation.chooses and f"validation.{self.validation.chooses}"
 
     def spec(self) -> LoRASpec:
         """The LoRA block with its seed settled."""

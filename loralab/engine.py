@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,6 +68,9 @@ class Engine(Protocol):
 
     def load_state(self, file: Path) -> None:
         """Goes back to what `save_state` wrote."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Whatever is measured inside leaves the random streams as they were: training goes on as if it had not been."""
 
     def losses(self, batch: Batch) -> NDArray[np.float64]:
         """[B]: each row's loss in nats, summed over its target tokens; nothing is dropped out."""

@@ -6,7 +6,7 @@ independent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,10 @@ def encode_evaluation_rows(engine: Engine, recipe: Recipe, rows: Split, lengths:
 def evaluate(engine: Engine, recipe: Recipe, split: Split, lengths: tuple[int, int], folder: Path | None) -> Scores:
     """Measures the engine's model on the split; writes predictions.jsonl into the folder where one is given."""
     encoded = encode_evaluation_rows(engine, recipe, split, lengths)
-    losses = row_losses(engine, encoded)
-    predictions = write_answers(engine, split, encoded, recipe.evaluation)
+    losses = row_losses(engine, encoded, Progress("loss", len(encoded)).update)
+    num_sources = len({example.source for example in split.examples})
+    shown = Progress("generate", num_sources).update
+    predictions = write_answers(engine, split, encoded, recipe.evaluation, shown)
     references = [example.targets for example in split.examples]
     tokens = encoded.target_lengths.astype(np.float64)
     sources = [example.source for example in split.examples]
@@ -98,25 +100,24 @@ def score(
     return columns
 
 
-def row_losses(engine: Engine, encoded: EncodedSplit) -> Floats:
-    """[rows]: each row's loss in nats, summed over its target tokens."""
-    losses = np.zeros(len(encoded))
-    progress = Progress("loss", len(encoded))
-    done = 0
+def row_losses(engine: Engine, encoded: EncodedSplit, on_done: Callable[[int], None]) -> Floats:
+    """[rows]: each row's loss in nats, summed over its target tokens. `on_done` hears how many rows are done."""
+    losses, done = np.zeros(len(encoded)), 0
     for rows in evaluation_batches(encoded.source_lengths, encoded.target_lengths, tokens_per_batch=LOSS_TOKENS):
         losses[rows] = engine.losses(collate(encoded, rows, engine.pad_id))
-        progress.update(done := done + len(rows))
+        on_done(done := done + len(rows))
     return losses
 
 
-def write_answers(engine: Engine, split: Split, encoded: EncodedSplit, decoding: Decoding) -> list[str]:
-    """One prediction a row; rows with the same source share it."""
+def write_answers(
+    engine: Engine, split: Split, encoded: EncodedSplit, decoding: Decoding, on_done: Callable[[int], None]
+) -> list[str]:
+    """One prediction a row; rows with the same source share it. `on_done` hears how many sources are done."""
     first_row: dict[str, int] = {}
     for row, example in enumerate(split.examples):
         first_row.setdefault(example.source, row)
     sources = list(first_row)
-    progress = Progress("generate", len(sources))
-    ids = engine.generate([encoded.source(first_row[source]).tolist() for source in sources], decoding, progress.update)
+    ids = engine.generate([encoded.source(first_row[source]).tolist() for source in sources], decoding, on_done)
     texts = dict(zip(sources, engine.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True))
     return [texts[example.source].strip() for example in split.examples]
 

@@ -11,9 +11,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,8 +28,11 @@ from loralab.data.encode import EncodedSplit
 from loralab.engine import Engine
 from loralab.errors import RunError, Stopped
 from loralab.progress import Progress, say
-from loralab.run import METRICS, write_lines
+from loralab.run import METRICS, VALIDATION, write_lines
 from loralab.schedule import rate_at
+from loralab.table import memory
+from loralab.trackers import Trackers, eval_values, open_trackers, train_values
+from loralab.validation import Line, Validator, best_of, best_step, news, run_out
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,20 @@ class Course:
     """What the loop measured of itself."""
 
     steps: int
+    planned: int
+    """Steps that the recipe's epochs have; early stopping leaves some."""
+    kept: int
+    """The step whose weights the model has now."""
     seconds: float
+    """Of the steps; validations are not counted."""
     tokens_per_second: float
     """Real source and target tokens; padding is not counted."""
+    validations: tuple[Line, ...]
 
 
-def plan_steps(recipe: Recipe, encoded: EncodedSplit) -> list[list[Rows]]:
-    """The batches of every step of every epoch; a step accumulates several where the recipe says so."""
-    training, steps = recipe.training, []
+def plan_epochs(recipe: Recipe, encoded: EncodedSplit) -> list[list[list[Rows]]]:
+    """For each epoch the batches of each of its steps; a step accumulates several where the recipe says so."""
+    training, epochs = recipe.training, []
     for epoch in range(training.epochs):
         batches = plan_batches(
             encoded.source_lengths,
@@ -53,73 +63,151 @@ def plan_steps(recipe: Recipe, encoded: EncodedSplit) -> list[list[Rows]]:
             seed=training.seed,
             epoch=epoch,
         )
-        steps += [batches[start : start + training.accumulate] for start in range(0, len(batches), training.accumulate)]
-    return steps
+        epochs.append(
+            [batches[start : start + training.accumulate] for start in range(0, len(batches), training.accumulate)]
+        )
+    return epochs
 
 
-def run_steps(engine: Engine, recipe: Recipe, encoded: EncodedSplit, run: Path) -> Course:
-    """Takes every step that is still to be taken; a line of metrics.jsonl each.
+def plan_steps(recipe: Recipe, encoded: EncodedSplit) -> list[list[Rows]]:
+    """The batches of every step of every epoch."""
+    return [step for epoch in plan_epochs(recipe, encoded) for step in epoch]
+
+
+def run_steps(engine: Engine, recipe: Recipe, encoded: EncodedSplit, run: Path, validator: Validator | None) -> Course:
+    """Takes every step that is still to be taken; a line of metrics.jsonl each, a line of validation.jsonl each validation.
 
     Raises:
         Stopped: Ctrl-C or a termination; the checkpoint of the last step has been written.
         RunError: the loss is not finite, or a checkpoint cannot be written.
     """
-    steps = plan_steps(recipe, encoded)
-    position = checkpoint.restore(run, engine)
+    epochs = plan_epochs(recipe, encoded)
+    steps, ends = [step for epoch in epochs for step in epoch], list(accumulate(map(len, epochs)))
+    position = saved = checkpoint.restore(run, engine)
     progress = Progress("train", len(steps), done=position.step)
-    with _log(run / METRICS, position.step) as log, _stop_signals() as stopped:
-        while position.step < len(steps):
-            batches = [collate(encoded, rows, engine.pad_id) for rows in steps[position.step]]
-            position = _take(engine, recipe, batches, position, len(steps), log, progress)
-            if stopped.is_set():
-                checkpoint.save(run, engine, position)
-                raise Stopped(
-                    f"Stopped after step {position.step} of {len(steps)}. Go on with: loralab train {run} --resume"
-                )
-            if position.step % recipe.training.save_every == 0:
-                checkpoint.save(run, engine, position)
-    return Course(len(steps), position.seconds, position.tokens / max(position.seconds, 1e-9))
+
+    def stop_if_asked() -> None:
+        if stopped.is_set():
+            done = f"Stopped after step {position.step} of {len(steps)}."
+            raise Stopped(f"{done} Go on with: loralab train {run} --resume")
+
+    with _journal(recipe, run, position) as journal, _stop_signals() as stopped:
+        try:
+            while True:
+                if validator is not None and validator.due(position.step, ends, position.validations):
+                    line = validator.line(engine, position.step, ends, stop_if_asked)
+                    position = replace(position, validations=(*position.validations, line))
+                    journal.validation(position.validations)
+                    progress.say(news(position.validations, recipe.validation.metric))
+                if position != saved and _worth_saving(recipe, position):
+                    checkpoint.save(run, engine, position, best_step(recipe, position.validations))
+                    saved = position
+                if position.step == len(steps) or run_out(position.validations, recipe.validation):
+                    break
+                rows = steps[position.step]
+                position, line = _take(engine, recipe, encoded, rows, position, len(steps), run)
+                journal.step(line)
+                progress.update(position.step, *_notes(engine, recipe, position, line))
+                stop_if_asked()
+        except Stopped:
+            if position != saved:
+                checkpoint.save(run, engine, position, best_step(recipe, position.validations))
+            raise
+    return _end(engine, recipe, run, position, len(steps))
 
 
 def _take(
     engine: Engine,
     recipe: Recipe,
-    batches: list[Batch],
-    position: Position,
+    encoded: EncodedSplit,
+    rows: list[Rows],
+    before: Position,
     total: int,
-    log: TextIO,
-    progress: Progress,
-) -> Position:
-    """One step."""
-    rate, started = rate_at(position.step, total, recipe.optimizer), time.perf_counter()
+    run: Path,
+) -> tuple[Position, Line]:
+    """One step: where the loop stands after it, and its line of metrics.jsonl."""
+    batches = [collate(encoded, each, engine.pad_id) for each in rows]
+    rate, started = rate_at(before.step, total, recipe.optimizer), time.perf_counter()
     result = engine.train_step(batches, rate)
     if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
-        raise RunError(_not_finite(engine, batches, position.step + 1))
-    tokens = position.tokens + sum(batch.num_source_tokens + batch.num_target_tokens for batch in batches)
-    position = Position(position.step + 1, tokens, position.seconds + time.perf_counter() - started)
-    line = {"step": position.step, "loss": result.loss, "learning_rate": rate, "grad_norm": result.grad_norm}
-    log.write(json.dumps(line | {"tokens": tokens, "seconds": round(position.seconds, 3)}) + "\n")
-    log.flush()
-    progress.update(position.step, f"loss {result.loss:.3f}  {tokens / position.seconds:,.0f} tokens/s")
-    return position
+        raise RunError(_not_finite(engine, encoded, batches, before.step + 1, run))
+    seconds = time.perf_counter() - started
+    tokens = sum(batch.num_source_tokens + batch.num_target_tokens for batch in batches)
+    after = replace(before, step=before.step + 1, tokens=before.tokens + tokens, seconds=before.seconds + seconds)
+    line = {"step": after.step, "loss": result.loss, "learning_rate": rate, "grad_norm": result.grad_norm}
+    speed = round(tokens / seconds, 1)
+    return after, line | {"tokens": after.tokens, "seconds": round(after.seconds, 3), "tokens_per_second": speed}
 
 
-def _not_finite(engine: Engine, batches: list[Batch], step: int) -> str:
-    rows = np.concatenate([batch.rows for batch in batches]) + 1
+def _worth_saving(recipe: Recipe, position: Position) -> bool:
+    """Every so many steps; and where a new best is to be kept, before the next step changes it."""
+    new_best = position.validations and position.step == best_step(recipe, position.validations)
+    return bool(new_best) or position.step % recipe.training.save_every == 0
+
+
+def _notes(engine: Engine, recipe: Recipe, position: Position, line: Line) -> Iterator[str]:
+    """What the progress line says of a step, the dispensable last."""
+    yield f"loss {line['loss']:.3f}"
+    yield f"lr {line['learning_rate']:.1e}".replace("e-0", "e-")
+    speed = position.tokens / max(position.seconds, 1e-9)
+    yield f"{speed / 1000:.0f}k tok/s" if speed >= 10_000 else f"{speed:,.0f} tok/s"
+    if (best := best_of(position.validations, recipe.validation.metric)) is not None:
+        yield f"best {best[recipe.validation.metric]:.3f}"
+    yield memory(engine.peak_memory())
+
+
+def _end(engine: Engine, recipe: Recipe, run: Path, position: Position, planned: int) -> Course:
+    """Says why no step is taken any more, and goes back to the best weights where the recipe asks for them."""
+    if position.step < planned:
+        patience = recipe.validation.patience
+        say(f"Stopped early after step {position.step} of {planned}: {patience} validations without a better one.")
+    kept = best_step(recipe, position.validations) or position.step
+    if kept != position.step:
+        checkpoint.restore_weights(run, engine, kept)
+        say(f"The weights are those of step {kept}, the best validation.")
+    speed = position.tokens / max(position.seconds, 1e-9)
+    return Course(position.step, planned, kept, position.seconds, speed, position.validations)
+
+
+def _not_finite(engine: Engine, encoded: EncodedSplit, batches: list[Batch], step: int, run: Path) -> str:
+    numbers = encoded.numbers[np.concatenate([batch.rows for batch in batches])]
     return (
         f"Step {step}: the loss or its gradient is not a finite number. {engine.diagnose(batches)} "
-        f"The batch holds the training rows {', '.join(map(str, rows.tolist()))} (counted from 1, without the skipped). "
-        "A lower optimizer.learning_rate, or model.dtype=float32, may help; the last checkpoint is good."
+        f"The batch holds the training rows {', '.join(map(str, numbers.tolist()))}. "
+        f"A lower optimizer.learning_rate, or model.dtype=float32, may help. {checkpoint.describe_last(run)}"
     )
 
 
+class Journal:
+    """Where a run writes down its steps and validations: its two files, and its trackers."""
+
+    def __init__(self, run: Path, log: TextIO, trackers: Trackers) -> None:
+        self.run, self.log, self.trackers = run, log, trackers
+
+    def step(self, line: Line) -> None:
+        self.log.write(json.dumps(line) + "\n")
+        self.log.flush()
+        self.trackers.log(line["step"], train_values(line))
+
+    def validation(self, lines: Sequence[Line]) -> None:
+        """All of them so far; the last is new."""
+        write_lines(self.run / VALIDATION, lines)
+        self.trackers.log(lines[-1]["step"], eval_values(lines[-1]))
+
+
 @contextmanager
-def _log(file: Path, step: int) -> Iterator[TextIO]:
-    """metrics.jsonl, cut back to the steps that the checkpoint knows of."""
-    if file.exists():
-        write_lines(file, (line for line in _whole_lines(file) if line["step"] <= step))
-    with file.open("a", encoding="utf-8") as log:
-        yield log
+def _journal(recipe: Recipe, run: Path, position: Position) -> Iterator[Journal]:
+    """Both files cut back to what the checkpoint knows of, and the trackers told so."""
+    file = run / METRICS
+    lines = [line for line in _whole_lines(file) if line["step"] <= position.step] if file.exists() else []
+    write_lines(file, lines)
+    if position.validations or (run / VALIDATION).exists():
+        write_lines(run / VALIDATION, position.validations)
+    with (
+        open_trackers(recipe, run, lines, position.validations) as trackers,
+        file.open("a", encoding="utf-8") as log,
+    ):
+        yield Journal(run, log, trackers)
 
 
 def _whole_lines(file: Path) -> list[dict[str, Any]]:

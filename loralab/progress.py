@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 EVERY_TERMINAL, EVERY_FILE = 0.2, 15.0  # seconds between two lines
@@ -17,31 +19,48 @@ def say(text: str) -> None:
 class Progress:
     """`total` units of work under a label, with the time left."""
 
-    def __init__(self, label: str, total: int, stream: TextIO | None = None, done: int = 0) -> None:
-        """`done`: units that an earlier life of the run has done."""
+    def __init__(
+        self, label: str, total: int, stream: TextIO | None = None, done: int = 0, transient: bool = False
+    ) -> None:
+        """`done`: units that an earlier life of the run has done. `transient`: its end is no news, the line is to be written over."""
         self.label, self.total, self.stream, self.begun = label, total, stream or sys.stderr, done
-        self.terminal = self.stream.isatty()
+        self.terminal, self.transient = self.stream.isatty(), transient
         self.started = self.shown = time.monotonic()
-        self.width = 0
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, *notes: str) -> None:
         """Says that `done` units are done, if it is time to say something."""
-        now = time.monotonic()
-        if done < self.total and now - self.shown < (EVERY_TERMINAL if self.terminal else EVERY_FILE):
+        now, final = time.monotonic(), done >= self.total and not self.transient
+        if not final and now - self.shown < (EVERY_TERMINAL if self.terminal else EVERY_FILE):
             return
         self.shown = now
         elapsed = now - self.started
         left = elapsed / max(done - self.begun, 1) * (self.total - done)
-        ending = f"{clock(left)} left" if done < self.total else f"in {clock(elapsed)}"
-        self._show(f"{self.label}  {done}/{self.total}  {note}{'  ' if note else ''}{ending}", final=done >= self.total)
+        ending = f"in {clock(elapsed)}" if final else f"{clock(left)} left"
+        self._show(fit([f"{self.label} {done}/{self.total}", *notes, ending], columns()), renew=not final)
 
-    def _show(self, line: str, final: bool) -> None:
+    def say(self, text: str) -> None:
+        """One line of plain news, in the place of the line that renews itself."""
+        self._show(text, renew=False)
+
+    def _show(self, line: str, renew: bool) -> None:
         if self.terminal:
-            self.stream.write("\r" + line.ljust(self.width) + ("\n" if final else ""))
-            self.width = len(line)
+            self.stream.write("\r" + line.ljust(columns()) + ("" if renew else "\n"))
         else:
             self.stream.write(line + "\n")
         self.stream.flush()
+
+
+def columns() -> int:
+    """What a line may take, so that it does not run over into the next one; 79 where there is no terminal."""
+    return shutil.get_terminal_size().columns - 1
+
+
+def fit(parts: Sequence[str], width: int) -> str:
+    """The parts in one line: two spaces between them, or one where that is too long, then without the last but one."""
+    for line in ("  ".join(parts), " ".join(parts), " ".join([*parts[:-2], *parts[-1:]])):
+        if len(line) <= width:
+            return line
+    return line[:width]
 
 
 def clock(seconds: float) -> str:

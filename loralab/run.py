@@ -2,6 +2,9 @@
 
     recipe.yaml          the whole recipe, defaults included; `loralab train recipe.yaml` does the run again
     metrics.jsonl        one line a step
+    validation.jsonl     one line a validation
+    curves.png           both, drawn (plot.py)
+    tensorboard/ wandb/  the same for these, where the recipe asks for it (trackers.py)
     adapter/ or model/   what was trained (adapter.py)
     predictions.jsonl    one line an evaluated row: source, references, prediction, loss, scores
     record.json          results, proof, counts, versions, hardware; written last: a run with it is finished
@@ -26,6 +29,7 @@ from loralab.recipe_file import load_recipe, parse_tree, recipe_from_tree, to_ya
 from loralab.spec import LoRASpec
 
 RECIPE, METRICS, PREDICTIONS, RECORD = "recipe.yaml", "metrics.jsonl", "predictions.jsonl", "record.json"
+VALIDATION, CURVES = "validation.jsonl", "curves.png"
 SAVED = ("adapter", "model")
 HOME = Path("runs")
 
@@ -77,11 +81,16 @@ def recipe_tree(recipe: Recipe) -> dict[str, Any]:
     return flat | {key: value for key, value in tree.items() if key not in blocks}
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file so that it is whole or not there, whatever happens."""
     beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_bytes(content)
     os.replace(beside, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text in UTF-8, as above."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from loralab.data.prompts import Prompt
 from loralab.data.rows import Findings
 from loralab.data.splits import AnySplit, Split, StreamedSplit, announce, index_split
 from loralab.engine import Engine, Proof, open_engine
-from loralab.errors import RunError
+from loralab.errors import RunError, Stopped
 from loralab.evaluate import encode_evaluation_rows, evaluate, leaked_rows, read_evaluation_rows
-from loralab.loop import plan_steps, run_steps
+from loralab.loop import Course, plan_steps, run_steps
+from loralab.plot import write_curves
 from loralab.progress import say
 from loralab.run import (
     RECORD,
@@ -30,8 +32,22 @@ from loralab.run import (
     write_json,
     write_recipe,
 )
+from loralab.trackers import check_installed
+from loralab.validation import Choosing, Validator, best_of, make_validator, read_choosing_rows
 
 PROOF_ROWS = 4  # on which the saved model is held against the live one
+
+
+@dataclass(frozen=True)
+class Material:
+    """The rows of a run, as text."""
+
+    training: StreamedSplit
+    choosing: Choosing | None
+    """Measured on while training."""
+    evaluated: Split
+    leaked: int
+    """How many of the evaluated rows have a source that is among the training rows too."""
 
 
 def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -51,45 +67,61 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
             return out, read_record(out)
     else:
         check_free(out)
-    rows = read_evaluation_rows(recipe)  # first, so that a missing split or column is found before an hour of training
-    training_rows = read_training_rows(recipe)
-    say(f"{announce(training_rows, recipe.data)}\n{announce(rows, recipe.data)}")
-    if leaked := leaked_rows(training_rows, rows):
-        say(f"{leaked:,} of the {len(rows):,} {rows.split} rows have a source that is among the training rows too.")
+    check_installed(recipe.training.trackers)
+    material = read_material(recipe)  # first, so that a missing split or column is found before an hour of training
     engine = open_engine(recipe)
     say(f"{recipe.model.name} on {engine.device} in {engine.dtype} ({engine.dtype_reason})\n{engine.summary}")
     lengths = resolve_lengths(
-        training_rows, engine.tokenizer, recipe.data.max_source_length, recipe.data.max_target_length
+        material.training, engine.tokenizer, recipe.data.max_source_length, recipe.data.max_target_length
     )
-    encoded, about = None, {}
+    encoded = None
     if recipe.training.method != "none":
-        encoded = encode_training_rows(engine, recipe, training_rows, lengths)
-        about["trained_on"] = describe_rows(training_rows, encoded)
-    about["evaluated"] = describe_rows(rows, encode_evaluation_rows(engine, recipe, rows, lengths)) | {"leaked": leaked}
+        encoded = encode_training_rows(engine, recipe, material, lengths)
+    about = _about(engine, recipe, material, encoded, lengths)
     folder = (
         out if resume and out is not None else new_folder(out, recipe.name)
     )  # nothing is left behind by a mistake above
     with checkpoint.locked(folder):
         write_recipe(folder, recipe)
-        return folder, _run(engine, recipe, encoded, rows, lengths, folder, about)
+        return folder, _run(engine, recipe, material, encoded, lengths, folder, about)
+
+
+def read_material(recipe: Recipe) -> Material:
+    """All rows that a run needs, and what was found in them, said."""
+    evaluated, training = read_evaluation_rows(recipe), read_training_rows(recipe)
+    say(f"{announce(training, recipe.data)}\n{announce(evaluated, recipe.data)}")
+    if leaked := leaked_rows(training, evaluated):
+        say(
+            f"{leaked:,} of the {len(evaluated):,} {evaluated.split} rows have a source that is among the training rows too."
+        )
+    return Material(training, read_choosing_rows(recipe, len(training)), evaluated, leaked)
+
+
+def _about(
+    engine: Engine, recipe: Recipe, material: Material, encoded: EncodedSplit | None, lengths: tuple[int, int]
+) -> dict[str, Any]:
+    """What the record says of the rows."""
+    tokens = encode_evaluation_rows(engine, recipe, material.evaluated, lengths)
+    about = {"evaluated": describe_rows(material.evaluated, tokens) | {"leaked": material.leaked}}
+    return about if encoded is None else about | {"trained_on": describe_rows(material.training, encoded)}
 
 
 def _run(
     engine: Engine,
     recipe: Recipe,
+    material: Material,
     encoded: EncodedSplit | None,
-    rows: Split,
     lengths: tuple[int, int],
     folder: Path,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """`about` is what the record says of the rows."""
     record: dict[str, Any] = {"name": recipe.name, "method": recipe.training.method}
     record |= {"trainable": engine.trainable, "total": engine.total}
     if encoded is not None:
-        record |= _train_and_save(engine, recipe, encoded, lengths, folder)
+        validator = make_validator(recipe, material.choosing, engine, lengths)
+        record |= _train_and_save(engine, recipe, encoded, validator, lengths, folder)
     record["peak_memory_bytes"] = engine.peak_memory()
-    scores = evaluate(engine, recipe, rows, lengths, folder)
+    scores = evaluate(engine, recipe, material.evaluated, lengths, folder)
     record |= {"metrics": scores.summary(), **about}
     record |= {"lengths": lengths, "device": engine.device, "dtype": engine.dtype, **environment()}
     write_json(folder / RECORD, record)
@@ -102,19 +134,26 @@ def read_training_rows(recipe: Recipe) -> StreamedSplit:
     return index_split(recipe.data, "train")
 
 
-def encode_training_rows(engine: Engine, recipe: Recipe, rows: StreamedSplit, lengths: tuple[int, int]) -> EncodedSplit:
-    """The training rows' tokens, from the cache where they have been there before."""
-    data = recipe.data
+def encode_training_rows(engine: Engine, recipe: Recipe, material: Material, lengths: tuple[int, int]) -> EncodedSplit:
+    """The training rows' tokens, from the cache where they have been there before, without the rows held out."""
+    data, rows = recipe.data, material.training
     encoded = encode(rows, engine.tokenizer, Prompt(data.prompt, data.source), *lengths, data.long_rows)
     start = f"reusing tokens of {len(encoded):,} rows" if encoded.reused else f"tokens of {len(encoded):,} rows"
     say(f"{rows.name}, {rows.split}: {start}{encoded.findings.in_words({'long_rows': data.long_rows})}")
+    if material.choosing is not None and material.choosing.held_out:
+        return encoded.after(material.choosing.rows.examples[-1].row)
     return encoded
 
 
 def _train_and_save(
-    engine: Engine, recipe: Recipe, encoded: EncodedSplit, lengths: tuple[int, int], folder: Path
+    engine: Engine,
+    recipe: Recipe,
+    encoded: EncodedSplit,
+    validator: Validator | None,
+    lengths: tuple[int, int],
+    folder: Path,
 ) -> dict[str, Any]:
-    course = run_steps(engine, recipe, encoded, folder)
+    course = _steps(engine, recipe, encoded, validator, folder)
     card = {"recipe": recipe.model_dump(mode="json"), "lengths": lengths, "versions": environment()["versions"]}
     saved = engine.save(folder, card)
     peak = engine.peak_memory()  # before the proof, which holds the model twice
@@ -129,6 +168,32 @@ def _train_and_save(
         "tokens_per_second": course.tokens_per_second,
         "training_peak_memory_bytes": peak,
         "proof": asdict(proof),
+        "validation": None if validator is None else _validations(recipe, validator, course),
+    }
+
+
+def _steps(engine: Engine, recipe: Recipe, encoded: EncodedSplit, validator: Validator | None, folder: Path) -> Course:
+    """All steps, and their curves, also of a run that was stopped."""
+    try:
+        course = run_steps(engine, recipe, encoded, folder, validator)
+    except (Stopped, RunError):
+        with suppress(Exception):  # what stopped the run is the news, not that it cannot be drawn
+            write_curves(folder, recipe.validation.metric)
+        raise
+    write_curves(folder, recipe.validation.metric)
+    return course
+
+
+def _validations(recipe: Recipe, validator: Validator, course: Course) -> dict[str, Any]:
+    metric, best = recipe.validation.metric, best_of(course.validations, recipe.validation.metric)
+    return {
+        **describe_rows(validator.choosing.rows),
+        "metric": metric,
+        "best": None if best is None else {"step": best["step"], "value": best[metric]},
+        "kept_step": course.kept,
+        "stopped_early": course.steps < course.planned,
+        "held_out": validator.choosing.held_out,
+        "validations": list(course.validations),
     }
 
 

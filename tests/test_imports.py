@@ -27,8 +27,20 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"spec", "config", "recipe_file", "metrics"},
-    {"targets", "fingerprint", "adapter", "data", "families", "run", "progress", "schedule", "table", "engine"},
-    {"checkpoint", "loop", "evaluate", "predictions"},
+    {
+        "targets",
+        "fingerprint",
+        "adapter",
+        "data",
+        "families",
+        "run",
+        "progress",
+        "schedule",
+        "table",
+        "trackers",
+        "engine",
+    },
+    {"checkpoint", "loop", "evaluate", "validation", "plot", "predictions"},
     {"train", "use", "answer", "score"},
     {"compare", "plan"},
     {"cli", "__main__"},
@@ -41,6 +53,7 @@ FRAMEWORKS = {"on_torch": {"torch", "bitsandbytes"}, "on_jax": {"jax", "flax", "
 LAZY = {"loralab", "loralab.engine"}
 # Libraries that take a second or more to import: inside functions only, engines apart.
 HEAVY = {"transformers", "datasets", "rouge_score", "sacrebleu", "nltk", "scipy", "pandas", "pyarrow"}
+HEAVY |= {"matplotlib", "tensorboard", "wandb"}
 NEVER_AT_START = {"torch", "jax", "flax", "peft", *HEAVY}
 
 LONGEST_FUNCTION = 80

@@ -209,17 +209,20 @@ def test_a_weight_that_is_not_finite_is_named(engine: TorchEngine) -> None:
     )
 
 
-def test_a_run_stops_with_the_rows_named(workshop: Path) -> None:
+@pytest.mark.parametrize(
+    ("save_every", "said"), [(1, r"The checkpoint of step \d+ is whole\."), (1000, r"There is no checkpoint yet\.")]
+)
+def test_a_run_stops_with_the_rows_named(save_every: int, said: str, workshop: Path) -> None:
     from loralab.errors import RunError
     from loralab.train import train
 
     recipe = load_recipe(
         workshop / "tiny.yaml",
-        ["optimizer.learning_rate=1e38", "optimizer.max_grad_norm=null", "training.save_every=1"],
+        ["optimizer.learning_rate=1e38", "optimizer.max_grad_norm=null", f"training.save_every={save_every}"],
     )
     with pytest.raises(
         RunError,
-        match=r"Step \d+: the loss or its gradient is not a finite number\. .* training rows \d+, .*the last checkpoint is good",
+        match=rf"Step \d+: the loss or its gradient is not a finite number\. .* training rows \d+, .*{said}",
     ):
-        train(recipe, workshop / "diverged")
-    assert list((workshop / "diverged/checkpoints").glob("step-*"))
+        train(recipe, workshop / f"diverged-{save_every}")
+    assert bool(list((workshop / f"diverged-{save_every}").glob("checkpoints/step-*"))) is (save_every == 1)

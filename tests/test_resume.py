@@ -12,14 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from filelock import FileLock
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workshop import ENVIRONMENT, loralab
 
 from loralab.run import read_lines
 
 KILLS = int(os.environ.get("LORALAB_KILLS", "20"))  # `make torture` asks for 200
 LONG = ["training.epochs=25", "training.save_every=2", "lora.dropout=0.1", "training.accumulate=2"]
+LONG += ["validation.every=5", "validation.rows=4", "validation.keep=best", "training.trackers=[tensorboard]"]
 
 
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -46,15 +49,41 @@ def uninterrupted(workshop: Path) -> Path:
     return workshop / "uninterrupted"
 
 
+def untimed(line: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in every life of a run."""
+    return {name: value for name, value in line.items() if name not in ("seconds", "tokens_per_second")}
+
+
+def curves_of(steps: list[dict[str, Any]], validations: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """What a tracker has to hold of a run's own files: name -> (step, value in fp32)."""
+    curves = {f"train/{name}": steps for name in ("loss", "learning_rate", "grad_norm")}
+    curves["eval/loss"] = validations
+    return {
+        name: [(line["step"], float(np.float32(line[name.partition("/")[2]]))) for line in lines]
+        for name, lines in curves.items()
+    }
+
+
+def curves_in_tensorboard(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard reads."""
+    reader = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    reader.Reload()
+    names = [name for name in reader.Tags()["scalars"] if name != "train/tokens_per_second"]
+    return {name: [(event.step, event.value) for event in reader.Scalars(name)] for name in names}
+
+
 def same(a: Path, b: Path) -> None:
-    """The same adapter to the bit, the same metrics without gap or repeat, the same answers and scores."""
+    """The same adapter to the bit, the same metrics and validations without gap or repeat, the same answers and scores."""
     weights = [(run / "adapter/adapter_model.safetensors").read_bytes() for run in (a, b)]
     assert weights[0] == weights[1]
-    logs = [
-        [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(run / "metrics.jsonl")]
-        for run in (a, b)
-    ]
-    assert logs[0] == logs[1] and [line["step"] for line in logs[0]] == list(range(1, len(logs[0]) + 1))
+    steps, validations = (
+        [[untimed(line) for line in read_lines(run / name)] for run in (a, b)]
+        for name in ("metrics.jsonl", "validation.jsonl")
+    )
+    assert steps[0] == steps[1] and [line["step"] for line in steps[0]] == list(range(1, len(steps[0]) + 1))
+    assert validations[0] == validations[1]
+    assert [line["step"] for line in validations[0]] == [*range(5, len(steps[0]), 5), len(steps[0])]
+    assert curves_in_tensorboard(a) == curves_in_tensorboard(b) == curves_of(steps[0], validations[0])
     assert read_lines(a / "predictions.jsonl") == read_lines(b / "predictions.jsonl")
     assert sorted(file.name for file in a.iterdir()) == sorted(file.name for file in b.iterdir())
 
@@ -76,7 +105,9 @@ def test_killed_at_random_moments(workshop: Path, uninterrupted: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         killed += 1
-        assert len(list((run / "checkpoints").glob("step-????????"))) <= 3, "two, and one whose writing has just ended"
+        assert len(list((run / "checkpoints").glob("step-????????"))) <= 4, (
+            "two, the best, and one whose writing has just ended"
+        )
     assert killed >= min(KILLS, 10), "the run is long enough to be killed in"
     loralab(workshop, "train", str(run), "--resume")
     same(run, uninterrupted)
@@ -112,7 +143,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(workshop: Path, uninterrupted: P
     command = [sys.executable, "-c", code, "train", run.name, "--resume"]
     done = subprocess.run(command, cwd=workshop, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "A checkpoint could not be written" in done.stderr and "make room and go on with --resume" in done.stderr
+    assert "A checkpoint could not be written" in done.stderr and "Make room and go on with --resume" in done.stderr
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == before
     loralab(workshop, "train", run.name, "--resume")
     same(run, uninterrupted)

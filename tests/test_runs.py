@@ -57,6 +57,8 @@ def test_a_run_folder_is_complete(workshop: Path, run: dict[str, Any]) -> None:
     assert {file.name for file in folder.iterdir()} == {
         "recipe.yaml",
         "metrics.jsonl",
+        "validation.jsonl",
+        "curves.png",
         "adapter",
         "predictions.jsonl",
         "record.json",

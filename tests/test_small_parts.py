@@ -159,7 +159,7 @@ def test_progress_in_a_file_is_whole_lines() -> None:
     progress = Progress("train", 3, stream)
     for done in (1, 2, 3):
         progress.update(done, "loss 1.0")
-    assert stream.getvalue() == "train  3/3  loss 1.0  in 0:00\n"
+    assert stream.getvalue() == "train 3/3  loss 1.0  in 0:00\n"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (65.4, "1:05"), (3599.6, "1:00:00"), (7384, "2:03:04")])

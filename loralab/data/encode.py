@@ -11,7 +11,7 @@ import importlib.metadata
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +60,17 @@ class EncodedSplit:
     @property
     def target_lengths(self) -> NDArray[np.int64]:
         return np.diff(self.target_offsets)
+
+    def after(self, row: int) -> EncodedSplit:
+        """The rows whose number in the file is above this one."""
+        first = int(np.searchsorted(self.numbers, row, side="right"))
+        kept = slice(first, None)
+        return replace(
+            self,
+            source_offsets=self.source_offsets[kept],
+            target_offsets=self.target_offsets[kept],
+            numbers=self.numbers[kept],
+        )
 
     def source(self, i: int) -> NDArray[np.int32]:
         return self.source_ids[self.source_offsets[i] : self.source_offsets[i + 1]]

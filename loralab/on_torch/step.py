@@ -4,7 +4,8 @@ engine.py)."""
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,14 @@ class TorchEngine:
         state = load_file(file)
         self.optimizer.load(state)
         set_random_state(state)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        streams = random_state()
+        try:
+            yield
+        finally:
+            set_random_state(streams)
 
     @torch.inference_mode()
     def losses(self, batch: Batch) -> NDArray[np.float64]:
