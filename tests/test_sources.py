@@ -26,7 +26,7 @@ def test_every_real_row_is_read_as_json_reads_it(data_folder: Path, split: str) 
     rows = real_rows(data_folder / "dialogsum", split)
     got = read(data_folder / "dialogsum", split)
     assert got.examples == tuple(Example(n, row["dialogue"], (row["summary"],)) for n, row in enumerate(rows, 1))
-    assert (got.split, got.findings, len(got)) == (split, {}, len(rows))
+    assert (got.split, set(got.findings) - {"repeated"}, len(got)) == (split, set(), len(rows))
 
 
 def test_formats_agree_in_rows_and_hash(tmp_path: Path) -> None:
