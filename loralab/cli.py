@@ -68,7 +68,7 @@ def compare(
     Example: loralab compare flan-t5-base-dialogsum data.max_train_rows=1000
     """
     from loralab.compare import compare as run
-    from loralab.compare import report
+    from loralab.report import report
     from loralab.run import recipe_and_folder
 
     settings, folder = recipe_and_folder(recipe, overrides or [], out, resume)

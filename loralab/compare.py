@@ -1,44 +1,42 @@
 """Several variants of one recipe, side by side on the same rows: what each cost, what it scored, and how sure that is.
 
 Each variant runs as a process of its own, `loralab train` on its stored recipe, so that its memory is its own and a
-crash takes no other along. Two floor rows that need no model stand below: a score under them is no success
-(metrics/floors.py).
+crash takes no other along; with several seeds, once for each (variants.py). Two floor rows that need no model stand
+below: a score under them is no success (metrics/floors.py).
 
-    OUT/<variant>/       a run folder each (run.py)
-    OUT/results.json     the rows          OUT/table.md     the same for people
+    OUT/<variant>/           a run folder each (run.py); of several seeds, OUT/<variant>/seed-<n>/
+    OUT/results.json         the rows        OUT/table.md, table.tex    the same for people
+    OUT/samples.md           the same inputs, answered by each variant (samples.py)
+    OUT/*.png                losses, scores by epoch, score against cost (pictures.py)
+    OUT/replaced/            what an earlier form of the recipe had left
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loralab.config import Recipe
+from loralab.curves import turn_of
 from loralab.data.splits import Split, StreamedSplit
+from loralab.epochs import by_epoch
 from loralab.errors import RecipeError, Stopped
-from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score
-from loralab.metrics import COLUMNS
+from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score, stack
 from loralab.metrics.floors import constant, lead
 from loralab.progress import clock, say
 from loralab.recipe_file import to_yaml
-from loralab.run import (
-    RECIPE,
-    RECORD,
-    check_free,
-    new_folder,
-    open_again,
-    read_record,
-    write_json,
-    write_recipe,
-    write_text,
-)
-from loralab.table import Row, directions, empty_row, markdown_table, score_names, terminal_tables, titles
+from loralab.run import RECIPE, RECORD, check_free, new_folder, read_record, write_json, write_recipe, write_text
+from loralab.samples import IN_FILE, IN_TERMINAL, markdown, read_samples
+from loralab.table import Row, empty_row, latex_table, markdown_table
 from loralab.train import describe_rows, read_training_rows
+from loralab.variants import Run, plan_runs, set_aside
 
 STOPPED = 130  # the exit code of a run that was stopped after saving
 FLOORS = {"lead": "first two turns", "constant": "one sentence"}
@@ -49,55 +47,65 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
 
     Args:
         out: a new or empty folder; None takes the next free runs/NAME.
-        resume: keep the variants of `out` that have finished, go on with those that have not.
+        resume: keep the runs of `out` that have finished, go on with those that have not, and run those anew whose
+            recipe is another now, with all that starts from them.
 
     Raises:
-        RecipeError: the recipe has no variants.
+        RecipeError: the recipe has no variants, or one of them starts from nothing that is there.
     """
     if not recipe.variants:
         raise RecipeError(f"The recipe {recipe.name!r} has no variants to compare; `loralab train` runs it alone.")
-    if resume:
-        open_again(out, recipe)
-    else:
+    if not resume:
         check_free(out)
+    elif out is None or not (out / RECIPE).exists():
+        raise RecipeError("There is nothing to resume: give the folder, as in `loralab compare runs/NAME --resume`.")
+    plan_runs(recipe, out or Path(recipe.name))  # mistakes show here, before anything is written
     rows = read_evaluation_rows(recipe)  # a missing split or column is found here, not after an hour
     training_rows = read_training_rows(recipe)
     folder = out if resume and out is not None else new_folder(out, recipe.name)
     write_recipe(folder, recipe)
-    _run_variants(recipe, folder)
-    results = gather(recipe, folder, rows, training_rows)
-    write_json(folder / "results.json", results)
-    write_text(folder / "table.md", markdown_table(results["rows"], recipe.published))
+    runs = plan_runs(recipe, folder)
+    failures = run_all(runs, folder)
+    results = gather(recipe, runs, folder, rows, training_rows, failures)
+    _write(results, runs, recipe, folder)
     return results
-
-
-def report(results: dict[str, Any]) -> str:
-    """The tables and what they say, for a terminal."""
-    parts = [terminal_tables(results["rows"], results["published"])]
-    parts.append("\n".join(textwrap.fill(line, 80, subsequent_indent="  ") for line in remarks(results)))
-    parts.append(f"Files: {results['out']}/table.md, results.json, and a run folder per variant.")
-    return "\n\n".join(parts)
 
 
 # Running
 
 
-def _run_variants(recipe: Recipe, folder: Path) -> None:
-    started, names = time.monotonic(), list(recipe.variants)
-    for index, name in enumerate(names):
-        left = (
-            f", about {clock((time.monotonic() - started) / index * (len(names) - index))} left in all" if index else ""
-        )
-        say(f"\n[{index + 1}/{len(names)}] {name}{left}")
-        recipe_file = folder / "recipes" / f"{name}.yaml"
-        recipe_file.parent.mkdir(exist_ok=True)
-        write_text(recipe_file, to_yaml(recipe.variant(name)))
-        _run(recipe_file, folder / name)
+def run_all(runs: Sequence[Run], folder: Path) -> dict[str, str]:
+    """Runs what is not there yet; returns what failed, by the run's folder, and why."""
+    failures: dict[str, str] = {}
+    renewed: set[Path] = set()
+    started, worked = time.monotonic(), 0
+    for index, run in enumerate(runs):
+        state = "changed" if run.after in renewed and run.folder.exists() else run.state
+        if run.after is not None and str(run.after) in failures:
+            failures[str(run.folder)] = f"it starts from {run.after.relative_to(folder)}, which failed"
+            continue
+        left = (time.monotonic() - started) / worked * (len(runs) - index) if worked else 0
+        say(f"\n[{index + 1}/{len(runs)}] {run.name}{f', about {clock(left)} left in all' if worked else ''}")
+        if state == "finished":
+            say("It has finished already.")
+            continue
+        if state == "changed":
+            say(f"Its recipe is another now; what was there lies in {set_aside(run.folder, folder)}.")
+        renewed.add(run.folder)
+        if failure := _run(run, folder):
+            failures[str(run.folder)] = failure
+            say(f"{run.name} failed: {failure}. The others go on.")
+        worked += 1
+    return failures
 
 
-def _run(recipe_file: Path, out: Path) -> None:
-    again = ["--resume"] if (out / RECIPE).exists() else []
-    command = [sys.executable, "-m", "loralab", "train", str(recipe_file), "--out", str(out), "--json", *again]
+def _run(run: Run, folder: Path) -> str | None:
+    """Runs `loralab train` in a process; why it failed, where it did."""
+    recipe_file = folder / "recipes" / f"{run.name.replace('/', '-')}.yaml"
+    recipe_file.parent.mkdir(exist_ok=True)
+    write_text(recipe_file, to_yaml(run.recipe))
+    again = ["--resume"] if (run.folder / RECIPE).exists() else []
+    command = [sys.executable, "-m", "loralab", "train", str(recipe_file), "--out", str(run.folder), "--json", *again]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         code = process.wait()
@@ -106,24 +114,26 @@ def _run(recipe_file: Path, out: Path) -> None:
         process.wait()
         code = STOPPED
     if code == STOPPED:
-        raise Stopped(f"Stopped in {out.name}. Go on with: loralab compare {out.parent} --resume")
-    if code:
-        say(
-            f"{out.name} failed with exit code {code}; the other variants go on."
-            + (" It was killed: too little memory?" if code == -9 else "")
-        )
+        raise Stopped(f"Stopped in {run.name}. Go on with: loralab compare {folder} --resume")
+    return None if code == 0 else "it was killed; too little memory?" if code == -9 else f"exit code {code}, see above"
 
 
 # Gathering
 
 
-def gather(recipe: Recipe, folder: Path, rows: Split, training_rows: StreamedSplit) -> dict[str, Any]:
-    """The rows of the table from the run folders, floors below."""
-    scores: dict[str, Scores] = {
-        name: read_scores(folder / name) for name in recipe.variants if (folder / name / RECORD).exists()
-    }
+def gather(
+    recipe: Recipe,
+    runs: Sequence[Run],
+    folder: Path,
+    rows: Split,
+    training_rows: StreamedSplit,
+    failures: dict[str, str],
+) -> dict[str, Any]:
+    """What results.json holds: the rows of the table from the run folders, floors below."""
+    finished = {name: _finished(runs, name) for name in recipe.variants}
+    scores = {name: stack([read_scores(run.folder) for run in some]) for name, some in finished.items() if some}
     first = scores.get(next(iter(recipe.variants)))
-    table = [_row(folder / name, name, recipe, scores.get(name), first) for name in recipe.variants]
+    table = [_row(name, recipe, finished[name], scores.get(name), first) for name in recipe.variants]
     sentence = constant(training_rows.sample_of_targets())
     for name, floor in _floors(recipe, rows, sentence).items():
         table.append({**empty_row(name, "floor"), "metrics": floor.summary(first)})
@@ -131,6 +141,10 @@ def gather(recipe: Recipe, folder: Path, rows: Split, training_rows: StreamedSpl
         "name": recipe.name,
         "out": str(folder),
         "rows": table,
+        "epochs": by_epoch({name: [run.folder for run in some] for name, some in finished.items()}),
+        "turns": {run.name: str(turn) for some in finished.values() for run in some if (turn := turn_of(run.folder))},
+        "samples": [asdict(sample) for sample in read_samples(_first_runs(finished), IN_TERMINAL)],
+        "failures": {str(Path(place).relative_to(folder)): reason for place, reason in failures.items()},
         "constant": sentence,
         "published": recipe.published,
         "published_source": recipe.published_source,
@@ -138,18 +152,37 @@ def gather(recipe: Recipe, folder: Path, rows: Split, training_rows: StreamedSpl
     }
 
 
-def _row(folder: Path, name: str, recipe: Recipe, scores: Scores | None, first: Scores | None) -> Row:
+def _finished(runs: Sequence[Run], variant: str) -> list[Run]:
+    return [run for run in runs if run.variant == variant and (run.folder / RECORD).exists()]
+
+
+def _first_runs(finished: dict[str, list[Run]]) -> dict[str, Path]:
+    """Variant -> the folder of its first seed."""
+    return {name: runs[0].folder for name, runs in finished.items() if runs}
+
+
+def _row(name: str, recipe: Recipe, runs: Sequence[Run], scores: Scores | None, first: Scores | None) -> Row:
+    """One row: of several seeds the mean time and size, and the highest peak."""
     method = recipe.variant(name).training.method
     if scores is None:
         return {**empty_row(name, method), "failed": True, "metrics": {}}
-    record = read_record(folder)
-    keys = ("trainable", "total", "adapter_bytes", "seconds", "steps", "tokens_per_second", "proof")
-    return {
-        **empty_row(name, method),
-        **{key: record[key] for key in keys if key in record},
-        "peak_memory_bytes": record.get("training_peak_memory_bytes", record["peak_memory_bytes"]),
-        "metrics": scores.summary(None if scores is first else first),
-    }
+    records = [read_record(run.folder) for run in runs]
+    keys = ("trainable", "total", "steps", "tokens_per_second", "proof", "pilot")
+    peaks = [record.get("training_peak_memory_bytes", record["peak_memory_bytes"]) for record in records]
+    row = {**empty_row(name, method), **{key: records[0][key] for key in keys if key in records[0]}}
+    row |= {key: float(np.mean([record.get(key, 0) for record in records])) for key in ("adapter_bytes", "seconds")}
+    row |= {"seeds": [run.seed for run in runs], "runs": [str(run.folder) for run in runs]}
+    row["peak_memory_bytes"] = max(peaks)
+    row["seconds_before"] = float(np.mean([_seconds_before(run) for run in runs]))
+    return {**row, "metrics": scores.summary(None if scores is first else first)}
+
+
+def _seconds_before(run: Run) -> float:
+    """What the training of all that a run starts from has taken."""
+    if run.after is None:
+        return 0.0
+    record = read_record(run.after)
+    return float(record.get("seconds", 0.0) + record.get("seconds_before", 0.0))
 
 
 def _floors(recipe: Recipe, rows: Split, sentence: str) -> dict[str, Scores]:
@@ -164,45 +197,13 @@ def _floors(recipe: Recipe, rows: Split, sentence: str) -> dict[str, Scores]:
     }
 
 
-# Saying what the table says
+def _write(results: dict[str, Any], runs: Sequence[Run], recipe: Recipe, folder: Path) -> None:
+    """The files for people."""
+    from loralab.pictures import draw_comparison
 
-
-def remarks(results: dict[str, Any]) -> list[str]:
-    """In words: what the columns are, which variants beat the first, and which are still under a floor."""
-    rows, evaluated = results["rows"], results["evaluated"]
-    floors = [row for row in rows if row["method"] == "floor"]
-    scored = [row for row in rows if row["method"] != "floor" and row["metrics"]]
-    lines = [
-        f"{evaluated['rows']:,} rows of {evaluated['data']}, {evaluated['split']}. [low, high]: 95 % bootstrap interval by source. "
-        f"p: paired bootstrap against {rows[0]['variant']}. loss: nats per target token. {directions(['loss', *score_names(rows)])}",
-        f'"{FLOORS["constant"]}" is one training summary for every row, the one closest to all others: {results["constant"]}',
-    ]
-    if evaluated["leaked"]:
-        lines.append(f"{evaluated['leaked']:,} of these rows have a source that is among the training rows too.")
-    if results["published"]:
-        lines.append(f"pub.: the published figure. {results['published_source']}.")
-    lines += [line for row in scored if row is not rows[0] for line in _against_first(row, rows[0])]
-    return lines + [line for row in scored for line in _under_floors(row, floors)]
-
-
-def _against_first(row: Row, first: Row) -> list[str]:
-    better = titles([name for name in row["metrics"] if name in first["metrics"] and _apart(row, first, name)])
-    return [f"{row['variant']} beats {first['variant']}, intervals apart, in {', '.join(better)}."] if better else []
-
-
-def _apart(row: Row, other: Row, name: str) -> bool:
-    """Whether the row is better than the other by more than both intervals."""
-    a, b = row["metrics"][name], other["metrics"][name]
-    if COLUMNS[name].better == "lower":
-        a, b = b, a
-    return bool(COLUMNS[name].better != "neither" and a["low"] > b["high"])
-
-
-def _under_floors(row: Row, floors: Sequence[Row]) -> list[str]:
-    under: dict[str, list[str]] = {}
-    for floor in floors:
-        # a floor is one for scores: a copy of the source makes up no name, which is no merit
-        scores = [name for name in floor["metrics"] if name in row["metrics"] and COLUMNS[name].better == "higher"]
-        if names := titles([name for name in scores if _apart(floor, row, name)]):
-            under.setdefault(", ".join(names), []).append(f'"{floor["variant"]}"')
-    return [f"{row['variant']} is UNDER {' and '.join(which)} in {names}." for names, which in under.items()]
+    write_json(folder / "results.json", results)
+    write_text(folder / "table.md", markdown_table(results["rows"], recipe.published))
+    write_text(folder / "table.tex", latex_table(results["rows"], recipe.published))
+    finished = {name: _finished(runs, name) for name in recipe.variants}
+    write_text(folder / "samples.md", markdown(read_samples(_first_runs(finished), IN_FILE)))
+    draw_comparison(results, {run.name: run.folder for run in runs if (run.folder / RECORD).exists()}, folder)

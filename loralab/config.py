@@ -18,10 +18,14 @@ from loralab.spec import LoRASpec
 
 Count = Annotated[int, Field(gt=0, strict=True)]
 Length = Count | Annotated[str, Field(pattern=r"^p\d\d$")]
+Seed = Annotated[int, Field(ge=0, strict=True)]
 Tree = dict[str, Any]
 TrackerName = Literal["tensorboard", "wandb"]
 
 DEFAULT_TOKENS_PER_BATCH = 4096
+PUBLISHED_COSTS = {  # figures beside scores that a recipe may quote, and their titles
+    "trained_millions": "trained (M)", "gflops": "GFLOPs a step", "memory_gb": "GPU memory (GB)", "minutes": "minutes",
+}  # fmt: skip
 
 
 class Settings(BaseModel):
@@ -104,14 +108,34 @@ class TrainingSettings(Settings):
     """Steps between two checkpoints, from which `--resume` goes on."""
     trackers: tuple[TrackerName, ...] = ()
     """Where curves go besides the run's own files: tensorboard, wandb (online or offline by WANDB_MODE). Each is an extra."""
-    seed: Annotated[int, Field(ge=0, strict=True)] = 42
-    """Of the order of rows, of dropout, and of LoRA's start."""
+    start_from: str | None = None
+    """A finished run or an adapter from whose weights the training starts; in a comparison, another variant."""
+    seed: Seed | Annotated[tuple[Seed, ...], Field(min_length=1)] = 42
+    """Of the order of rows, of dropout, and of LoRA's start. A comparison takes a list too, and trains once for each."""
 
     @model_validator(mode="after")
     def _one_size(self) -> TrainingSettings:
         if self.batch_size and self.tokens_per_batch:
             raise ValueError("batch_size and tokens_per_batch are both given; set one of them to null")
         return self
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All of them, for a comparison."""
+        return self.seed if isinstance(self.seed, tuple) else (self.seed,)
+
+    @property
+    def one_seed(self) -> int:
+        """The seed of a single training.
+
+        Raises:
+            RecipeError: there are several.
+        """
+        if isinstance(self.seed, tuple):
+            raise RecipeError(
+                f"training.seed is the list {list(self.seed)}. A training has one; `loralab compare` runs one for each."
+            )
+        return self.seed
 
     @property
     def token_budget(self) -> int | None:
@@ -122,8 +146,8 @@ class TrainingSettings(Settings):
 class OptimizerSettings(Settings):
     """AdamW and its learning rate's course."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """The highest one. LoRA takes about ten times that of full fine-tuning."""
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["pilot"] = 1e-3
+    """The highest one; LoRA takes about ten times that of full fine-tuning. Or pilot: the best of five, found by short trainings."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled."""
     lora_plus_ratio: Annotated[float, Field(gt=0)] = 1.0
@@ -136,6 +160,12 @@ class OptimizerSettings(Settings):
     """How it falls afterwards: to zero, or not at all."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """The gradient is shortened to this length; null leaves it."""
+
+    @property
+    def peak(self) -> float:
+        """The learning rate as a number, once a pilot has settled it."""
+        assert isinstance(self.learning_rate, float), "the pilot has not run"
+        return self.learning_rate
 
     @model_validator(mode="after")
     def _one_warmup(self) -> OptimizerSettings:
@@ -275,7 +305,7 @@ class Recipe(Settings):
     variants: dict[str, dict[str, Any]] = {}
     """What `compare` runs: a name -> dotted overrides of this recipe."""
     published: dict[str, dict[str, float]] = {}
-    """Figures to show beside ours: a variant -> metric -> value."""
+    """Figures to show beside ours: a variant -> metric -> value; also trained_millions, gflops, memory_gb and minutes."""
     published_source: str = ""
     """Where those figures come from, and what they were measured on."""
 
@@ -297,19 +327,27 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _published_exist(self) -> Recipe:
-        for variant in self.published:
+        for variant, figures in self.published.items():
             if variant not in self.variants:
                 raise ValueError(f"published names the variant {variant!r}. {nearest(variant, self.variants)}")
+            if unknown := [name for name in figures if name not in (*COLUMNS, *PUBLISHED_COSTS)]:
+                raise ValueError(
+                    f"published.{variant} has the figure {unknown[0]!r}. {nearest(unknown[0], [*COLUMNS, *PUBLISHED_COSTS])}"
+                )
         return self
 
     @property
     def chooses(self) -> str | None:
         """The setting, with its block, by which rows choose something; None where none does."""
+        if self.optimizer.learning_rate == "pilot":
+            return "optimizer.learning_rate: pilot"
         return self.validation.chooses and f"validation.{self.validation.chooses}"
 
     def spec(self) -> LoRASpec:
         """The LoRA block with its seed settled."""
-        return self.lora if self.lora.seed is not None else self.lora.model_copy(update={"seed": self.training.seed})
+        return (
+            self.lora if self.lora.seed is not None else self.lora.model_copy(update={"seed": self.training.one_seed})
+        )
 
     def variant(self, name: str) -> Recipe:
         """The recipe of one variant."""

@@ -97,9 +97,9 @@ class Engine(Protocol):
         """The most bytes in use so far: of the GPU, or of this process."""
 
 
-def open_engine(recipe: Recipe) -> Engine:
-    """A fresh model, made ready for the recipe's method."""
-    engine: Engine = _module(recipe.model.engine).open_engine(recipe)
+def open_engine(recipe: Recipe, start: Path | None = None) -> Engine:
+    """A fresh model, made ready for the recipe's method; LoRA starts from the adapter `start` where one is given."""
+    engine: Engine = _module(recipe.model.engine).open_engine(recipe, start)
     return engine
 
 

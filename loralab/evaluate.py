@@ -36,7 +36,7 @@ class Scores:
     groups: list[str]
     """The source: rows that share it are one dialogue."""
     values: dict[str, Floats]
-    """Metric -> [rows]; "loss" is per target token."""
+    """Metric -> [rows], or of several seeds [seeds, rows]; "loss" is per target token."""
     target_tokens: Floats | None
     """[rows], the weights of the loss; None where there is no loss (floors)."""
 
@@ -51,6 +51,15 @@ class Scores:
                 p = bootstrap.p_value(values, first.values[name], weights)
             rows[name] = {**asdict(bootstrap.interval(values, weights)), "p_vs_first": p}
         return rows
+
+
+def stack(seeds: Sequence[Scores]) -> Scores:
+    """The scores of one variant's seeds, on the same rows, as one."""
+    if len(seeds) == 1:
+        return seeds[0]
+    assert all(scores.groups == seeds[0].groups for scores in seeds)
+    values = {name: np.stack([scores.values[name] for scores in seeds]) for name in seeds[0].values}
+    return Scores(seeds[0].groups, values, seeds[0].target_tokens)
 
 
 def read_evaluation_rows(recipe: Recipe) -> Split:

@@ -60,7 +60,7 @@ def plan_epochs(recipe: Recipe, encoded: EncodedSplit) -> list[list[list[Rows]]]
             encoded.target_lengths,
             tokens_per_batch=training.token_budget,
             batch_size=training.batch_size,
-            seed=training.seed,
+            seed=training.one_seed,
             epoch=epoch,
         )
         epochs.append(

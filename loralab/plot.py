@@ -67,14 +67,14 @@ def draw_losses(axes: Axes, label: str, curves: Curves, colour: str) -> None:
     axes.plot(curves.steps, smoothed(curves.losses), color=colour, linewidth=1.8, label=label)
 
 
-def draw_validations(axes: Axes, label: str, curves: Curves, column: str, colour: str) -> None:
+def draw_validations(axes: Axes, label: str, curves: Curves, column: str, colour: str, size: float = 4.5) -> None:
     """One column of the validations, as points joined by a line."""
     points = [(line["step"], line[column]) for line in curves.validations if line[column] is not None]
     steps, values = [step for step, _ in points], [value for _, value in points]
-    axes.plot(steps, values, color=colour, label=label, marker="o", markersize=4.5, linewidth=1.2)
+    axes.plot(steps, values, color=colour, label=label, marker="o", markersize=size, linewidth=1.2)
 
 
-def mark(axes: Axes, label: str, step: int, value: float, colour: str = "black") -> None:
+def mark(axes: Axes, label: str, step: float, value: float, colour: str = "black") -> None:
     """A ring around one point."""
     axes.plot(
         [step], [value], color=colour, label=label, marker="o", markersize=11, markerfacecolor="none",
@@ -87,21 +87,42 @@ def draw_rates(axes: Axes, label: str, curves: Curves, colour: str) -> None:
     axes.plot(curves.steps, curves.rates, color=colour, linewidth=1.5, label=label)
 
 
+def side_by_side(count: int, title: str) -> tuple[Figure, list[Axes]]:
+    """An empty picture of so many panels beside one another."""
+    return _figure((1, count), (max(6.5, 4.6 * count), 4.2), title)
+
+
 def panels(count: int, heights: Sequence[float], title: str) -> tuple[Figure, list[Axes]]:
     """An empty picture of panels under one another over one axis of steps, 800 pixels wide."""
+    from matplotlib.ticker import MaxNLocator
+
+    size = (8.0, 0.6 + 1.3 * sum(heights))
+    figure, all_axes = _figure((count, 1), size, title, sharex=True, height_ratios=heights)
+    all_axes[-1].set_xlabel("step")
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, all_axes
+
+
+def _figure(grid: tuple[int, int], size: tuple[float, float], title: str, **layout: Any) -> tuple[Figure, list[Axes]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 0.6 + 1.3 * sum(heights)), dpi=100, layout="constrained")
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    all_axes = list(figure.subplots(count, 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
+    all_axes = list(figure.subplots(*grid, squeeze=False, **layout).flat)
     for axes in all_axes:
         axes.grid(True, color="#DDDDDD", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
-    all_axes[-1].set_xlabel("step")
-    all_axes[-1].xaxis.get_major_locator().set_params(integer=True)
     return figure, all_axes
+
+
+def write_figure(figure: Figure, file: Path) -> Path:
+    """As PNG, whole or not at all."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_bytes(file, picture.getvalue())
+    return file
 
 
 def draw_run(curves: Curves, title: str, metric: str) -> Figure:
@@ -113,8 +134,9 @@ def draw_run(curves: Curves, title: str, metric: str) -> Figure:
     draw_validations(losses, "validation", curves, "loss", VERMILION)
     losses.set_ylabel("loss (nats per target token)")
     for axes in middle:
-        for name, colour in zip(scores, (GREEN, ORANGE, PURPLE, GREY) * len(scores), strict=False):
-            draw_validations(axes, COLUMNS[name].title, curves, name, colour)
+        looks = ((GREEN, 9.0), (ORANGE, 7.0), (PURPLE, 5.5), (GREY, 3.5))  # equal curves show under one another
+        for name, (colour, size) in zip(scores, looks * len(scores), strict=False):
+            draw_validations(axes, COLUMNS[name].title, curves, name, colour, size)
         axes.set_ylabel("validation score")
     if (best := best_of(curves.validations, metric)) is not None:
         chosen = losses if metric == "loss" else middle[0]
@@ -133,6 +155,4 @@ def write_curves(run: Path, metric: str) -> None:
     """Draws a run's curves into its folder; nothing where it has not made a step."""
     curves = read_curves(run)
     if len(curves.steps):
-        picture = io.BytesIO()
-        draw_run(curves, run.resolve().name, metric).savefig(picture, format="png")
-        write_bytes(run / CURVES, picture.getvalue())
+        write_figure(draw_run(curves, run.resolve().name, metric), run / CURVES)

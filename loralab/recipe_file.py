@@ -157,8 +157,22 @@ def _mistakes(tree: Tree) -> list[str]:
         found: dict[str, None] = {}
         for mistake in error.errors():
             found[_explain(mistake["type"], mistake["loc"], mistake["msg"], mistake["input"])] = None
-        return list(found)
+        return _joined(list(found))
     return []
+
+
+def _joined(mistakes: list[str]) -> list[str]:
+    """What several kinds of value could have been expected of one key, in one line."""
+    lines: list[str] = []
+    for mistake in mistakes:
+        key, expected, what = mistake.partition(": expected ")
+        before = lines[-1].partition(": expected ") if lines else ("", "", "")
+        wanted, comma, got = before[2].rpartition("; got ")
+        if expected and comma and before[0] == key and what.endswith(f"; got {got}"):
+            lines[-1] = f"{key}: expected {wanted} or {what}"
+        else:
+            lines.append(mistake)
+    return lines
 
 
 def _explain(kind: str, location: Iterable[int | str], message: str, got: Any) -> str:
@@ -176,8 +190,10 @@ def _explain(kind: str, location: Iterable[int | str], message: str, got: Any) -
 
 
 def _sentence(kind: str, message: str) -> str:
-    return message.replace("Input should be", "expected").replace(
-        "String should match pattern '^p\\d\\d$'", "expected a percentile such as p85"
+    return (
+        message.replace("Input should be", "expected")
+        .replace("a valid tuple", "a list")
+        .replace("String should match pattern '^p\\d\\d$'", "expected a percentile such as p85")
     )
 
 

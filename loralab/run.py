@@ -1,6 +1,7 @@
 """A run's folder: everything that is needed to know what was done, to use it, and to do it again.
 
     recipe.yaml          the whole recipe, defaults included; `loralab train recipe.yaml` does the run again
+    pilot.json           the learning rates that were tried, where the recipe asks for that
     metrics.jsonl        one line a step
     validation.jsonl     one line a validation
     curves.png           both, drawn (plot.py)
@@ -30,7 +31,9 @@ from loralab.spec import LoRASpec
 
 RECIPE, METRICS, PREDICTIONS, RECORD = "recipe.yaml", "metrics.jsonl", "predictions.jsonl", "record.json"
 VALIDATION, CURVES = "validation.jsonl", "curves.png"
+PILOT = "pilot.json"
 SAVED = ("adapter", "model")
+NAMES = ("name", "description")  # of a recipe, which change nothing in a run
 HOME = Path("runs")
 
 
@@ -64,11 +67,17 @@ def open_again(out: Path | None, recipe: Recipe) -> None:
     """Raises RunError where the folder's run cannot be gone on with, by this recipe."""
     if out is None or not (out / RECIPE).exists():
         raise RunError("There is nothing to resume: give the run's folder, as in `loralab train runs/NAME --resume`.")
-    stored, given = (recipe_tree(each) for each in (recipe_from_tree(_recipe_tree(out), [], str(out)), recipe))
-    if changed := [key for key in stored | given if stored.get(key) != given.get(key)]:
+    if changed := changed_settings(out, recipe):
         raise RunError(
             f"The run in {out} was started with another recipe: {', '.join(changed)} changed. Start a new run with another --out."
         )
+
+
+def changed_settings(folder: Path, recipe: Recipe) -> list[str]:
+    """The settings by which a recipe differs from the one stored in a folder; all of them where none is stored."""
+    given = recipe_tree(recipe)
+    stored = recipe_tree(recipe_from_tree(_recipe_tree(folder), [], str(folder))) if (folder / RECIPE).exists() else {}
+    return [key for key in stored | given if stored.get(key) != given.get(key) and key not in NAMES]
 
 
 def recipe_tree(recipe: Recipe) -> dict[str, Any]:

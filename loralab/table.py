@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from loralab.config import PUBLISHED_COSTS
 from loralab.metrics import COLUMNS
 from loralab.progress import clock
 
@@ -19,6 +20,9 @@ Cell = list[str]
 WIDTH = 80  # of a terminal
 LONGEST_NAME = 28  # of a row, in one line
 MARKDOWN_COLUMNS = 10
+LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+}  # fmt: skip
 COST = ("trained", "saved", "time", "peak memory")
 
 
@@ -38,18 +42,51 @@ def terminal_tables(rows: Sequence[Row], published: dict[str, dict[str, float]])
     if names:
         scores = [[[row["variant"]], *(score_cell(row, name, published) for name in names)] for row in rows]
         tables.append(layout(["variant", *titles(names)], scores))
+    if costs := _published_costs(published):
+        tables.append(layout(*costs))
     return "\n\n".join(tables)
+
+
+def _published_costs(published: dict[str, dict[str, float]]) -> tuple[list[str], list[list[Cell]]] | None:
+    """Published figures that are no scores: parameters, compute, memory, time."""
+    known = [key for key in PUBLISHED_COSTS if any(key in figures for figures in published.values())]
+    if not known:
+        return None
+    rows = [
+        [[name], *([f"{figures[key]:g}" if key in figures else "-"] for key in known)]
+        for name, figures in published.items()
+    ]
+    return ["published", *(PUBLISHED_COSTS[key] for key in known)], rows
 
 
 def markdown_table(rows: Sequence[Row], published: dict[str, dict[str, float]]) -> str:
     """Wide tables for documents: one, where ten columns are enough."""
     names = ["loss", *score_names(rows)]
     header = ["variant", *COST, *titles(names)]
-    cells = [
-        [[row["variant"]], *cost_cells_of(row), *(score_cell(row, name, published) for name in names)] for row in rows
-    ]
+    cells = [[[row["variant"]], *_all_cells(row, names, published)] for row in rows]
     parts = range(1, len(header), MARKDOWN_COLUMNS - 1)
-    return "\n".join(_markdown(*_columns(header, cells, start, start + MARKDOWN_COLUMNS - 1)) for start in parts)
+    tables = [_markdown(*_columns(header, cells, start, start + MARKDOWN_COLUMNS - 1)) for start in parts]
+    return "\n".join([*tables, *(_markdown(*costs) for costs in [_published_costs(published)] if costs)])
+
+
+def latex_table(rows: Sequence[Row], published: dict[str, dict[str, float]]) -> str:
+    """The same for papers, by the package booktabs."""
+    names = ["loss", *score_names(rows)]
+    header = ["variant", *COST, *titles(names)]
+    cells = [[row["variant"], *map(" ".join, _all_cells(row, names, published))] for row in rows]
+    lines = [" & ".join(map(_latex, line)) + r" \\" for line in (header, *cells)]
+    columns = "l" + "r" * (len(header) - 1)
+    body = [lines[0], r"\midrule", *lines[1:]]
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _latex(text: str) -> str:
+    """With LaTeX's special characters as themselves."""
+    return "".join(LATEX.get(character, character) for character in text)
+
+
+def _all_cells(row: Row, names: Sequence[str], published: dict[str, dict[str, float]]) -> list[Cell]:
+    return [*cost_cells_of(row), *(score_cell(row, name, published) for name in names)]
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:

@@ -19,12 +19,14 @@ from loralab.engine import Engine, Proof, open_engine
 from loralab.errors import RunError, Stopped
 from loralab.evaluate import encode_evaluation_rows, evaluate, leaked_rows, read_evaluation_rows
 from loralab.loop import Course, plan_steps, run_steps
+from loralab.pilot import find_rate
 from loralab.plot import write_curves
 from loralab.progress import say
 from loralab.run import (
     RECORD,
     check_free,
     environment,
+    find_trained,
     new_folder,
     open_again,
     read_record,
@@ -60,6 +62,7 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     Returns:
         The run's folder and the record in it.
     """
+    recipe, start = starting_point(recipe)
     if resume:
         open_again(out, recipe)
         if out is not None and (out / RECORD).exists():
@@ -69,7 +72,7 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         check_free(out)
     check_installed(recipe.training.trackers)
     material = read_material(recipe)  # first, so that a missing split or column is found before an hour of training
-    engine = open_engine(recipe)
+    engine = open_engine(recipe, start)
     say(f"{recipe.model.name} on {engine.device} in {engine.dtype} ({engine.dtype_reason})\n{engine.summary}")
     lengths = resolve_lengths(
         material.training, engine.tokenizer, recipe.data.max_source_length, recipe.data.max_target_length
@@ -84,6 +87,28 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     with checkpoint.locked(folder):
         write_recipe(folder, recipe)
         return folder, _run(engine, recipe, material, encoded, lengths, folder, about)
+
+
+def starting_point(recipe: Recipe) -> tuple[Recipe, Path | None]:
+    """(the recipe, on the base that `training.start_from` means; the adapter to go on with, if it is one).
+
+    Raises:
+        RunError: there is nothing to start from, or the method cannot start from it.
+    """
+    if recipe.training.start_from is None or recipe.training.method == "none":
+        return recipe, None
+    place = Path(recipe.training.start_from)
+    earlier, saved = find_trained(place, [], None)
+    if saved is None:
+        raise RunError(f"training.start_from: {place} has trained nothing (its method is {earlier.training.method}).")
+    if earlier.training.method == "full":
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(saved)})}), None
+    if recipe.training.method != "lora":
+        raise RunError(
+            f"training.start_from: {place} is an adapter, with which training.method: {recipe.training.method} cannot go on. "
+            f"Merge it first: `loralab merge {place} --out MERGED`, then model.name=MERGED."
+        )
+    return recipe, saved
 
 
 def read_material(recipe: Recipe) -> Material:
@@ -153,6 +178,12 @@ def _train_and_save(
     lengths: tuple[int, int],
     folder: Path,
 ) -> dict[str, Any]:
+    pilot = None
+    if recipe.optimizer.learning_rate == "pilot":
+        assert validator is not None
+        pilot = find_rate(engine, recipe, encoded, validator, folder)
+        optimizer = recipe.optimizer.model_copy(update={"learning_rate": pilot["chosen"]})
+        recipe = recipe.model_copy(update={"optimizer": optimizer})
     course = _steps(engine, recipe, encoded, validator, folder)
     card = {"recipe": recipe.model_dump(mode="json"), "lengths": lengths, "versions": environment()["versions"]}
     saved = engine.save(folder, card)
@@ -168,6 +199,7 @@ def _train_and_save(
         "tokens_per_second": course.tokens_per_second,
         "training_peak_memory_bytes": peak,
         "proof": asdict(proof),
+        "pilot": pilot,
         "validation": None if validator is None else _validations(recipe, validator, course),
     }
 

@@ -67,6 +67,11 @@ class Validator:
                 values |= {name: float(column.mean()) for name, column in columns.items()}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
+    def loss(self, engine: Engine) -> float | None:
+        """Nats per target token over all rows; None where it is not finite."""
+        loss = float(row_losses(engine, self.encoded, lambda done: None).sum() / self.encoded.target_lengths.sum())
+        return loss if math.isfinite(loss) else None
+
     def due(self, step: int, epoch_ends: Sequence[int], validations: Sequence[Line]) -> bool:
         """Whether the model is to be measured after this step: it is time to, and it has not been done."""
         if validations and validations[-1]["step"] == step:

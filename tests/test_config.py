@@ -100,7 +100,7 @@ def test_three_mistakes_are_three_lines(tmp_path: Path) -> None:
     assert mistakes(file) == [
         "  model.devise: unknown key. Did you mean 'device'?",
         "  training.epochs: expected a valid integer; got 'many'",
-        "  optimizer.learning_rate: expected greater than 0; got -1",
+        "  optimizer.learning_rate: expected greater than 0 or 'pilot'; got -1",
     ]
 
 
@@ -110,9 +110,9 @@ def test_three_mistakes_are_three_lines(tmp_path: Path) -> None:
         ("lora.rnak=4", "lora.rnak: unknown key. Did you mean 'rank'?"),
         ("training.epochs=1.5", "training.epochs: expected a valid integer; got 1.5"),
         ("training.epochs=0", "training.epochs: expected greater than 0; got 0"),
-        ("training.seed=true", "training.seed: expected a valid integer; got True"),
+        ("training.seed=true", "training.seed: expected a valid integer or a list; got True"),
         ("lora.dropout=1.0", "lora.dropout: expected less than 1; got 1.0"),
-        ("optimizer.learning_rate=.nan", "optimizer.learning_rate: expected a finite number; got nan"),
+        ("optimizer.learning_rate=.nan", "optimizer.learning_rate: expected a finite number or 'pilot'; got nan"),
         ("optimizer.schedule=liner", "optimizer.schedule: expected 'linear', 'cosine' or 'constant'; got 'liner'"),
         ("evaluation.metrics=[ruoge]", "evaluation.metrics: unknown metric 'ruoge'. Did you mean 'rouge'?; got ['ruoge']"),
         ("evaluation.beams=0", "evaluation.beams: expected greater than 0; got 0"),
@@ -130,6 +130,10 @@ def test_three_mistakes_are_three_lines(tmp_path: Path) -> None:
         (
             "variants.lora-8.model.name.x=1",
             "variants.lora-8: model.name.x: 'name' holds the value 'some/model', not settings",
+        ),
+        (
+            "published.lora-8.gflop=1",
+            "published.lora-8 has the figure 'gflop'. Did you mean 'gflops'?",
         ),
         ("published.lora-9.rouge1=1", "published names the variant 'lora-9'. Did you mean 'lora-8'?"),
         ("nonsense.key=1", "nonsense: unknown key. There are: " + ", ".join(sorted(Recipe.model_fields)) + "."),

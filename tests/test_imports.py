@@ -27,22 +27,11 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"spec", "config", "recipe_file", "metrics"},
-    {
-        "targets",
-        "fingerprint",
-        "adapter",
-        "data",
-        "families",
-        "run",
-        "progress",
-        "schedule",
-        "table",
-        "trackers",
-        "engine",
-    },
-    {"checkpoint", "loop", "evaluate", "validation", "plot", "predictions"},
+    {"targets", "fingerprint", "adapter", "data", "families", "run", "progress", "schedule", "table", "trackers"},
+    {"engine", "curves", "samples", "epochs"},
+    {"checkpoint", "loop", "evaluate", "validation", "plot", "pilot", "predictions"},
     {"train", "use", "answer", "score"},
-    {"compare", "plan"},
+    {"compare", "report", "variants", "pictures", "plan"},
     {"cli", "__main__"},
 )
 # Each engine: what it may import of the layers, and the frameworks that are its own.

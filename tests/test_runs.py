@@ -245,9 +245,10 @@ def test_compare_prints_a_row_for_each_variant_and_floor(comparison: tuple[dict[
     assert rows["full"]["metrics"]["loss"]["value"] < rows["zero-shot"]["metrics"]["loss"]["value"]
     assert rows["lora-4"]["metrics"]["loss"]["p_vs_first"] < 0.05
     assert results == json.loads((out / "results.json").read_text()) and results["published"] == {
-        "lora-4": {"rouge1": 40.81}
+        "lora-4": {"rouge1": 40.81, "gflops": 2.45}
     }
-    assert (out / "table.md").read_text().count("\n") == 7
+    table = (out / "table.md").read_text()
+    assert table.count("\n") == 7 + 4 and "| lora-4 | 2.45 |" in table
 
 
 def test_the_full_variants_model_is_evaluated_again(comparison: tuple[dict[str, Any], Path], workshop: Path) -> None:
@@ -260,7 +261,7 @@ def test_the_full_variants_model_is_evaluated_again(comparison: tuple[dict[str, 
 
 
 def test_the_printed_table_fits_a_terminal(comparison: tuple[dict[str, Any], Path]) -> None:
-    from loralab.compare import report
+    from loralab.report import report
 
     text = report(comparison[0])
     assert max(map(len, text.splitlines()[:-1])) <= 80, "all but the path in the last line"
@@ -278,7 +279,7 @@ def test_a_failed_variant_is_reported_and_the_others_kept(workshop: Path) -> Non
         "with-failure",
     ]
     done = loralab(workshop, "compare", "tiny.yaml", *arguments, code=1)
-    assert "lora-4 failed with exit code 2" in done.stderr and "matches no module" in done.stderr
+    assert "lora-4 failed: exit code 2" in done.stderr and "matches no module" in done.stderr
     assert "failed" in done.stdout and "zero-shot" in done.stdout
     metrics = {
         row["variant"]: row["metrics"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from loralab.compare import remarks
 from loralab.metrics import COLUMNS
+from loralab.report import remarks
 from loralab.table import COST, directions, empty_row, layout, markdown_table, terminal_tables
 
 
@@ -82,4 +82,5 @@ def test_a_floor_is_one_for_scores_alone() -> None:
 
 def results_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     evaluated = {"rows": 2, "data": "d", "split": "test", "leaked": 0}
-    return {"rows": rows, "evaluated": evaluated, "constant": "c", "published": {}, "published_source": ""}
+    nothing: dict[str, Any] = {"turns": {}, "failures": {}, "epochs": {}, "samples": []}
+    return {"rows": rows, "evaluated": evaluated, "constant": "c", "published": {}, "published_source": "", **nothing}

@@ -217,6 +217,11 @@ def test_mistakes_in_the_block(override: str, message: str, workshop: Path) -> N
     assert message in str(caught.value)
 
 
+def test_what_is_neither_better_nor_worse_chooses_nothing(workshop: Path) -> None:
+    with pytest.raises(RecipeError, match="of 'length_ratio' neither more nor less is better"):
+        load_recipe(workshop / "tiny.yaml", ["validation.metrics=[length]", "validation.metric=length_ratio"])
+
+
 @pytest.mark.parametrize("setting", ["keep=best", "patience=2"])
 def test_choosing_needs_validations(setting: str, workshop: Path) -> None:
     with pytest.raises(RecipeError, match="needs validations, but every is null"):

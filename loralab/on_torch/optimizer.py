@@ -72,6 +72,7 @@ class Optimizer:
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
         """Goes back to what `state` gave."""
+        self.adamw.state.clear()
         for index, master in enumerate(self.masters):
             master.copy_(state[f"weight.{index}"])
             if f"step.{index}" in state:

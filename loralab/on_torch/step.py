@@ -29,7 +29,7 @@ from loralab.on_torch.loss import log_probabilities, smoothed
 from loralab.on_torch.memory import peak_memory
 from loralab.on_torch.models.t5 import IGNORED, T5
 from loralab.on_torch.optimizer import Optimizer, random_state, set_random_state
-from loralab.on_torch.stored import load_adapter
+from loralab.on_torch.stored import continue_from, load_adapter
 
 # fp32: sums in another order. bf16: W + sBA is rounded to 8 bits.
 MERGED_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
@@ -49,8 +49,8 @@ def token_losses(
 class TorchEngine:
     """One model on one device."""
 
-    def __init__(self, recipe: Recipe, base: str, trained: Path | None) -> None:
-        """`base`: the model's folder or hub id. `trained`: an adapter to put on it."""
+    def __init__(self, recipe: Recipe, base: str, trained: Path | None, start: Path | None = None) -> None:
+        """`base`: the model's folder or hub id. `trained`: an adapter to put on it; `start`: one whose weights a fresh one takes."""
         self.recipe, self.folder = recipe, model_folder(base)
         self._device = choose_device(recipe.model.device)
         self._dtype, self.dtype_reason = choose_dtype(recipe.model.dtype, self._device)
@@ -58,8 +58,11 @@ class TorchEngine:
         self.model = load_weights(self.folder, self._dtype, self._device)
         self.model.name_or_path = recipe.model.name  # type: ignore[assignment]
         self.tokenizer = load_tokenizer(self.folder)
-        torch.manual_seed(recipe.training.seed)
+        torch.manual_seed(recipe.training.one_seed)
         self.adapter = self._prepare(trained)
+        if start is not None:
+            assert self.adapter is not None
+            continue_from(self.adapter, self.model, start)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self._optimizer: Optimizer | None = None
 
@@ -207,9 +210,9 @@ def _set_dropout(model: nn.Module, rate: float) -> None:
             module.p = rate
 
 
-def open_engine(recipe: Recipe) -> TorchEngine:
-    """A fresh model, made ready for the recipe's method."""
-    return TorchEngine(recipe, recipe.model.name, None)
+def open_engine(recipe: Recipe, start: Path | None = None) -> TorchEngine:
+    """A fresh model, made ready for the recipe's method; LoRA starts from the adapter `start` where one is given."""
+    return TorchEngine(recipe, recipe.model.name, None, start)
 
 
 def load_engine(recipe: Recipe, saved: Path) -> TorchEngine:

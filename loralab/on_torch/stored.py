@@ -38,6 +38,31 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     return adapter
 
 
+def continue_from(adapter: Adapter, model: nn.Module, folder: Path) -> None:
+    """Gives a fresh adapter the weights of one on disk, from which its training goes on.
+
+    Raises:
+        AdapterError: the one on disk was trained on another base, or adapts other modules, or with another rank or scale.
+    """
+    stored = files.read(folder)
+    _check_base(model, stored, folder)
+    here, there = ({*one.updates, *one.tuned} for one in (adapter, stored))
+    if here != there:
+        odd = sorted(here ^ there)
+        raise AdapterError(
+            f"{folder} and the recipe's lora block differ in {len(odd)} modules, such as {odd[0]!r}. "
+            "To go on with an adapter, adapt the same modules; or merge it (`loralab merge`) and start anew from the result."
+        )
+    for name, update in adapter.updates.items():
+        rank, scale = stored.spec.rank_of(name), stored.spec.scale_of(name)
+        if (rank, scale) != (len(update.A), update.scale):
+            raise AdapterError(
+                f"{folder} has rank {rank} and scale {scale:g} at {name}; the recipe's lora block says rank {len(update.A)} "
+                f"and scale {update.scale:g}. To go on with an adapter, keep its rank and alpha."
+            )
+    _fill(adapter, stored)
+
+
 def _fill(adapter: Adapter, stored: AdapterFiles) -> None:
     with torch.no_grad():
         for target, update in adapter.updates.items():

@@ -1,0 +1,58 @@
+"""What validation measured after each epoch, of every variant: as a table, with the best marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loralab.metrics import COLUMNS
+from loralab.run import VALIDATION, read_lines
+from loralab.table import layout
+
+Line = dict[str, Any]
+MOST = 12  # validations that are shown; of more, evenly chosen ones and the last
+
+
+def by_epoch(runs: Mapping[str, Sequence[Path]]) -> dict[str, list[Line]]:
+    """Variant -> its validations, of several seeds the mean; those only that every seed has come to."""
+    measured = {}
+    for name, folders in runs.items():
+        seeds = [read_lines(folder / VALIDATION) for folder in folders if (folder / VALIDATION).exists()]
+        if seeds and all(seeds):
+            measured[name] = [_mean(lines) for lines in zip(*seeds, strict=False)]
+    return measured
+
+
+def _mean(lines: Sequence[Line]) -> Line:
+    known = [name for name in lines[0] if name in COLUMNS and all(line.get(name) is not None for line in lines)]
+    return {"step": lines[0]["step"], "epoch": lines[0]["epoch"]} | {
+        name: float(np.mean([line[name] for line in lines])) for name in known
+    }
+
+
+def best_line(lines: Sequence[Line], column: str) -> Line | None:
+    """The best by this column, the first of equals."""
+    known = [line for line in lines if column in line]
+    sign = 1 if COLUMNS[column].better == "lower" else -1
+    return min(known, key=lambda line: sign * float(line[column]), default=None)
+
+
+def epochs_table(measured: Mapping[str, Sequence[Line]], column: str) -> str:
+    """One row a variant, one column a validation; an asterisk at the best. Empty where no variant has two."""
+    longest = max(measured.values(), key=len, default=[])
+    if len(longest) < 2:
+        return ""
+    places = sorted({round(place) for place in np.linspace(0, len(longest) - 1, min(MOST, len(longest)))})
+    header = [COLUMNS[column].title, *(f"{longest[place]['epoch']:g}" for place in places)]
+    rows = [[[name], *(_cell(lines, place, column) for place in places)] for name, lines in measured.items()]
+    return "After each epoch (* best):\n" + layout(header, rows)
+
+
+def _cell(lines: Sequence[Line], place: int, column: str) -> list[str]:
+    if place >= len(lines) or column not in lines[place]:
+        return ["-"]
+    star = "*" if lines[place] is best_line(lines, column) else ""
+    return [f"{lines[place][column]:.{COLUMNS[column].digits}f}{star}"]
