@@ -124,9 +124,11 @@ def gather(recipe: Recipe, folder: Path, rows: Split, training_rows: StreamedSpl
     }
     first = scores.get(next(iter(recipe.variants)))
     table = [_row(folder / name, name, recipe, scores.get(name), first) for name in recipe.variants]
-    sentence = constant(training_rows.sample_of_targets())
-    for name, floor in _floors(recipe, rows, sentence).items():
-        table.append({**empty_row(name, "floor"), "metrics": floor.summary(first)})
+    sentence = ""
+    if recipe.evaluation.metrics:  # the loss alone has no floors
+        sentence = constant(training_rows.sample_of_targets())
+        for name, floor in _floors(recipe, rows, sentence).items():
+            table.append({**empty_row(name, "floor"), "metrics": floor.summary(first)})
     return {
         "name": recipe.name,
         "out": str(folder),
@@ -175,8 +177,11 @@ def remarks(results: dict[str, Any]) -> list[str]:
     lines = [
         f"{evaluated['rows']:,} rows of {evaluated['data']}, {evaluated['split']}. [low, high]: 95 % bootstrap interval by source. "
         f"p: paired bootstrap against {rows[0]['variant']}. loss: nats per target token. {directions(['loss', *score_names(rows)])}",
-        f'"{FLOORS["constant"]}" is one training summary for every row, the one closest to all others: {results["constant"]}',
     ]
+    if floors:
+        lines.append(
+            f'"{FLOORS["constant"]}" is one training summary for every row, the one closest to all others: {results["constant"]}'
+        )
     if evaluated["leaked"]:
         lines.append(f"{evaluated['leaked']:,} of these rows have a source that is among the training rows too.")
     if results["published"]:

@@ -10,13 +10,13 @@ import copy
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from loralab.errors import RecipeError, nearest
 from loralab.metrics import COLUMNS, METRICS
+from loralab.model_settings import Count, ModelSettings, Settings
 from loralab.spec import LoRASpec
 
-Count = Annotated[int, Field(gt=0, strict=True)]
 Length = Count | Annotated[str, Field(pattern=r"^p\d\d$")]
 Tree = dict[str, Any]
 TrackerName = Literal["tensorboard", "wandb"]
@@ -24,38 +24,18 @@ TrackerName = Literal["tensorboard", "wandb"]
 DEFAULT_TOKENS_PER_BATCH = 4096
 
 
-class Settings(BaseModel):
-    """A block of a recipe: frozen, and strict about its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class ModelSettings(Settings):
-    """The base model and where it runs."""
-
-    name: str
-    """A folder in Hugging Face's layout, or a hub id such as google/flan-t5-base."""
-    engine: Literal["torch"] = "torch"
-    """The framework."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where it runs; auto takes a GPU where there is one."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of weights and products; auto times both and takes bfloat16 where it is faster. LoRA's own weights are always float32."""
-    quantize: Literal["none"] = "none"
-    """The base's storage."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """The model's own dropout while training; null keeps the checkpoint's (0.1 for T5)."""
-
-
 class DataSettings(Settings):
     """The data set, its columns, and how a row becomes tokens."""
 
     name: str
-    """A folder with train, validation and test files (.jsonl, .csv, either .gz, .parquet), one such file, or a hub id."""
+    """A folder with train, validation and test files (.jsonl, .csv, either .gz, .parquet), one such file, a hub id, or
+    embedded:docstrings, embedded:code."""
     source: str
     """The column that the model reads."""
-    target: str
-    """The column that it learns to write; a text, or a list of equally good ones."""
+    objective: Literal["span-corruption", "gap-lines", "mixed"] | None = None
+    """How a model learns from plain documents: it writes masked spans (T5), masked lines (as PEGASUS), or both in turn."""
+    target: Annotated[str | None, Field(validate_default=True)] = None
+    """The column that it learns to write; a text, or a list of equally good ones. None with an objective."""
     prompt: str = "{source}"
     """What surrounds the source: a template with the source column's name in braces."""
     max_source_length: Length = 512
@@ -76,6 +56,36 @@ class DataSettings(Settings):
     """Rows beyond the lengths above. Rows to evaluate are never skipped for their length, but cut."""
     html_breaks: Literal["keep", "newline", "stop"] = "keep"
     """`<br />` in a text: stays, or becomes a line end."""
+
+    @field_validator("target")
+    @classmethod
+    def _target_or_objective(cls, target: str | None, info: ValidationInfo) -> str | None:
+        if target is None and info.data.get("objective") is None:
+            raise ValueError("missing; the recipe must give it, or an objective")
+        return target
+
+    @model_validator(mode="after")
+    def _one_task(self) -> DataSettings:
+        if self.objective is None:
+            return self
+        if self.target is not None:
+            raise ValueError("target means nothing with an objective, which makes targets itself; remove one of them")
+        if self.prompt != "{source}":
+            raise ValueError("prompt means nothing with an objective; remove one of them")
+        if self.long_rows != "cut":
+            raise ValueError(
+                "long_rows means nothing with an objective, which cuts documents to chunks; remove one of them"
+            )
+        if isinstance(self.max_source_length, str) or isinstance(self.max_target_length, str):
+            raise ValueError(
+                "with an objective max_source_length and max_target_length are numbers of tokens, no percentiles"
+            )
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """Those that are read."""
+        return [self.source, *([self.target] if self.target else [])]
 
     def max_rows(self, split: str) -> int | None:
         """The bound on the rows of this split."""
@@ -253,7 +263,7 @@ class EvaluationSettings(Decoding):
     max_new_tokens: Count = 128
     """The longest answer, in tokens."""
     metrics: tuple[str, ...] = ("rouge",)
-    """What the answers are scored with."""
+    """What the answers are scored with; [] measures the loss alone, as with data.objective."""
 
     _known = field_validator("metrics")(known_metrics)
 
@@ -294,6 +304,28 @@ class Recipe(Settings):
                 f"lora.disabled is true, which means training.method: full; but training.method is {method!r}"
             )
         return tree | {"training": (training or {}) | {"method": "full"}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_has_no_metrics(cls, tree: Any) -> Any:
+        """Masked text is scored by its loss; nothing is written out."""
+        data = tree.get("data") if isinstance(tree, dict) else None
+        if not (isinstance(data, dict) and data.get("objective")):
+            return tree
+        evaluation = tree.get("evaluation") or {}
+        return tree | {"evaluation": {"metrics": []} | evaluation} if isinstance(evaluation, dict) else tree
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        for block in ("evaluation", "validation"):
+            metrics: tuple[str, ...] = getattr(self, block).metrics
+            if self.data.objective and metrics:
+                raise ValueError(f"{block}.metrics {', '.join(metrics)}: with data.objective only the loss is measured")
+        if self.model.init == "random" and self.training.method != "full":
+            raise ValueError(
+                f"model.init random goes with training.method full, not {self.training.method}: random weights have to learn first"
+            )
+        return self
 
     @model_validator(mode="after")
     def _published_exist(self) -> Recipe:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from loralab.config import Decoding, Recipe
     from loralab.data.batches import Batch
+    from loralab.model_settings import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,15 @@ class Engine(Protocol):
         """The most bytes in use so far: of the GPU, or of this process."""
 
 
-def open_engine(recipe: Recipe) -> Engine:
-    """A fresh model, made ready for the recipe's method."""
-    engine: Engine = _module(recipe.model.engine).open_engine(recipe)
+def open_engine(recipe: Recipe, base: Path | None = None) -> Engine:
+    """A fresh model, made ready for the recipe's method. `base`: its folder, where that is not the recipe's model.name."""
+    engine: Engine = _module(recipe.model.engine).open_engine(recipe, base)
     return engine
+
+
+def create_base(settings: ModelSettings, tokenizer: str, seed: int, folder: Path) -> None:
+    """Writes a base with random weights, of the settings' sizes, with the tokenizer of a folder or hub id."""
+    _module(settings.engine, "fresh").create_base(settings, tokenizer, seed, folder)
 
 
 def load_engine(recipe: Recipe, saved: Path) -> Engine:
@@ -114,5 +120,5 @@ def merge(base: str, adapter: Path, out: Path) -> None:
     _module("torch").merge_folder(base, adapter, out)
 
 
-def _module(engine: str) -> Any:
-    return importlib.import_module(f"loralab.on_{engine}.step")
+def _module(engine: str, part: str = "step") -> Any:
+    return importlib.import_module(f"loralab.on_{engine}.{part}")

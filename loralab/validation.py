@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loralab.config import Decoding, Recipe, ValidationSettings
-from loralab.data.encode import EncodedSplit
+from loralab.data.denoise import Encoded, MaskedSplit
 from loralab.data.sources import local_path, splits_of
 from loralab.data.splits import Split, read_split
 from loralab.engine import Engine
@@ -42,7 +42,7 @@ class Validator:
 
     settings: ValidationSettings
     choosing: Choosing
-    encoded: EncodedSplit
+    encoded: Encoded
     decoding: Decoding
 
     def measure(self, engine: Engine, check: Callable[[], None]) -> Line:
@@ -57,8 +57,9 @@ class Validator:
 
         with engine.aside():
             losses = row_losses(engine, self.encoded, on_done)
-            values = {"loss": float(losses.sum() / self.encoded.target_lengths.sum())}
+            values = {"loss": float(losses.sum() / self.encoded.target_tokens.sum())}
             if self.settings.metrics:
+                assert not isinstance(self.encoded, MaskedSplit), "the recipe's checks leave it no metrics"
                 answers = write_answers(
                     engine, self.choosing.rows, self.encoded, self.decoding, lambda done: on_done(len(losses) + done)
                 )

@@ -207,9 +207,9 @@ def _set_dropout(model: nn.Module, rate: float) -> None:
             module.p = rate
 
 
-def open_engine(recipe: Recipe) -> TorchEngine:
+def open_engine(recipe: Recipe, base: Path | None = None) -> TorchEngine:
     """A fresh model, made ready for the recipe's method."""
-    return TorchEngine(recipe, recipe.model.name, None)
+    return TorchEngine(recipe, recipe.model.name if base is None else str(base), None)
 
 
 def load_engine(recipe: Recipe, saved: Path) -> TorchEngine:
