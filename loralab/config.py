@@ -134,6 +134,8 @@ class OptimizerSettings(Settings):
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """The highest one. LoRA takes about ten times that of full fine-tuning."""
+    scale_parameter: bool = False
+    """Each tensor's rate is also multiplied by the root mean square of its weights, as in T5's own training: for random weights."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled."""
     lora_plus_ratio: Annotated[float, Field(gt=0)] = 1.0
@@ -324,6 +326,10 @@ class Recipe(Settings):
         if self.model.init == "random" and self.training.method != "full":
             raise ValueError(
                 f"model.init random goes with training.method full, not {self.training.method}: random weights have to learn first"
+            )
+        if self.optimizer.scale_parameter and self.training.method == "lora":
+            raise ValueError(
+                "optimizer.scale_parameter is for training.method full: LoRA's B begins at zero and would hardly leave it"
             )
         return self
 

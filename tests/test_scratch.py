@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +155,7 @@ def settings(texts: list[str], tmp_path: Path) -> dict[str, Any]:
             "max_source_length": 96, "max_target_length": 48,
         },
         "training": {"method": "full", "epochs": 3, "tokens_per_batch": 1024, "save_every": 4},
-        "optimizer": {"learning_rate": 1e-2, "warmup_ratio": 0.1},
+        "optimizer": {"learning_rate": 3e-2, "scale_parameter": True, "warmup_ratio": 0.1},
         "evaluation": {"split": "validation"},
     }  # fmt: skip
 
@@ -219,8 +218,12 @@ def test_mistakes_leave_nothing_behind(settings: dict[str, Any], data_folder: Pa
     settings["model"] |= {"tokenizer": "train", "sizes": {}}
     with pytest.raises(RecipeError, match=r"lacks model\.sizes\.d_model"):
         train(recipe(settings), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"max_source_length 8 .* too short"):
+        train(
+            recipe(settings, "data.max_source_length=8", "model.sizes={layers: 2}", "model.name=t5-small"),
+            tmp_path / "run",
+        )
     assert not (tmp_path / "run").exists()
-    shutil.rmtree(tmp_path / "documents")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +238,7 @@ def test_mistakes_leave_nothing_behind(settings: dict[str, Any], data_folder: Pa
         (["data.max_source_length=p85"], "numbers of tokens, no percentiles"),
         (["data.objective=null"], "data.target: missing; the recipe must give it"),
         (["evaluation.metrics=[rouge]"], "with data.objective only the loss is measured"),
+        (["training.method=lora", "model={name: x}"], "optimizer.scale_parameter is for training.method full"),
         (["model.sizes.layer=3"], "model.sizes.layer: unknown key. Did you mean 'layers'"),
     ],
 )

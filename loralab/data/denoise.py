@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from loralab.config import DataSettings
 from loralab.data.cache import ArrayFile, Facts, cached
 from loralab.data.encode import EncodedSplit, chunks, token_ids, tokenizer_key
 from loralab.data.rows import Findings
@@ -74,6 +75,13 @@ def chunk_length(objective: str, max_source_length: int, max_target_length: int)
             f"data.objective {objective}: at least {needed[0] + 1} and {needed[1]} tokens are needed."
         )
     return most
+
+
+def check_lengths(data: DataSettings) -> None:
+    """Raises RecipeError where the recipe's lengths are too short for its objective, before anything is read."""
+    if data.objective:
+        assert isinstance(data.max_source_length, int) and isinstance(data.max_target_length, int)
+        chunk_length(data.objective, data.max_source_length, data.max_target_length)
 
 
 def _fits(objective: str, num_tokens: int, max_source_length: int, max_target_length: int) -> bool:
