@@ -284,9 +284,9 @@ class Recipe(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     validation: ValidationSettings = ValidationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    variants: dict[str, dict[str, Any]] = {}
+    variants: dict[str, dict[str, Any]] = Field({})
     """What `compare` runs: a name -> dotted overrides of this recipe."""
-    published: dict[str, dict[str, float]] = {}
+    published: dict[str, dict[str, float]] = Field({})
     """Figures to show beside ours: a variant -> metric -> value."""
     published_source: str = ""
     """Where those figures come from, and what they were measured on."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import split_of
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -23,7 +24,7 @@ from loralab.data.denoise import (
     noise_size,
     span_mask,
 )
-from loralab.data.sources import Example, Split
+from loralab.data.splits import Split
 from loralab.data.tokenizer import train_tokenizer
 from loralab.embedded import corpus
 from loralab.errors import DataError, ModelError, RecipeError
@@ -46,7 +47,7 @@ def tokenizer(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pre
 
 
 def documents(texts: list[str]) -> Split:
-    return Split("here", "train", tuple(Example(row, text, ()) for row, text in enumerate(texts, 1)), (), "")
+    return split_of(*((text,) for text in texts))
 
 
 def masked(tokenizer: PreTrainedTokenizerBase, texts: list[str], objective: str, seed: int = 1) -> MaskedSplit:
@@ -86,7 +87,7 @@ def test_source_and_target_are_the_document_again(
         if objective == "span-corruption":
             assert (source, target) == (split.source_lengths[chunk], split.target_lengths[chunk])
         if row < len(split):
-            whole.setdefault(int(split.documents[chunk]), []).extend(together)
+            whole.setdefault(int(split.numbers[chunk]), []).extend(together)
     for row, text in enumerate(texts, 1):
         ids = tokenizer(text)["input_ids"][:-1]
         assert whole[row] == ids[: len(whole[row])] and len(ids) - len(whole[row]) < SHORTEST_CHUNK
@@ -158,7 +159,7 @@ def test_lines_are_masked_whole_and_those_that_open_docstrings_first(tokenizer: 
     for epoch in range(20):
         answer = tokenizer.decode(split.target(epoch), skip_special_tokens=False)
         assert "Return the area of a rectangle." in answer or "Hold one thing and nothing else." in answer
-        assert split.target_lengths_in(epoch)[0] == len(split.target(epoch))
+        assert split.target_tokens[0] == len(split.target(0))
 
 
 def test_every_epoch_takes_every_chunk_with_that_epoch_s_masks(
@@ -192,6 +193,6 @@ def test_mistakes_are_told(tokenizer: PreTrainedTokenizerBase, texts: list[str],
         encode_documents(documents(texts), tokenizer, "mixed", 10, 64, 0)
     with pytest.raises(DataError, match="no document has 16 tokens"):
         masked(tokenizer, ["short"], "mixed")
-    assert masked(tokenizer, [texts[0], "<extra_id_7> " * 40], "mixed").documents.max() == 1, (
+    assert masked(tokenizer, [texts[0], "<extra_id_7> " * 40], "mixed").numbers.max() == 1, (
         "reserved words are not masked over"
     )

@@ -14,7 +14,9 @@ from typing import Any, cast
 import pytest
 
 from loralab import embedded
-from loralab.data.sources import read_split, splits_of
+from loralab.config import DataSettings
+from loralab.data.sources import splits_of
+from loralab.data.splits import index_split, read_split
 from loralab.embedded import corpus, docstrings, stdlib
 from loralab.embedded.docstrings import REPEATS, WORDS, Row, normal, pairs_of
 from loralab.errors import DataError, ModelError
@@ -143,20 +145,26 @@ def test_another_process_with_other_hashes_and_strict_warnings_builds_the_same()
     assert json.loads(again.stdout) == list(docstrings.rows("test"))
 
 
+def settings(**others: Any) -> DataSettings:
+    return DataSettings(**{"name": NAME, "source": "source", "target": "target", **others})
+
+
 def test_recipes_read_it_by_name(splits: dict[str, tuple[Row, ...]]) -> None:
-    split = read_split(NAME, "test", "source", "target", 3)
+    split = read_split(settings(max_test_rows=3), "test")
     assert [(e.source, e.targets) for e in split.examples] == [
         (r["source"], (r["target"],)) for r in splits["test"][:3]
     ]
     assert splits_of(NAME) == ["test", "train", "validation"]
     with pytest.raises(DataError, match=r"embedded:docstrings, split 'test', row 1: no column 'text'"):
-        read_split(NAME, "test", "text", "target")
+        read_split(settings(source="text"), "test")
     with pytest.raises(
         DataError, match=r"no embedded data set 'embedded:docstring'. Did you mean 'embedded:docstrings'"
     ):
-        read_split("embedded:docstring", "test", "source", "target")
+        read_split(settings(name="embedded:docstring"), "test")
     with pytest.raises(DataError, match=r"no split 'dev'. The splits are: train, validation, test"):
-        read_split(NAME, "dev", "source", "target")
+        read_split(settings(), "dev")
+    index = index_split(settings(), "test")
+    assert [(e.source, e.targets) for e in index] == [(r["source"], (r["target"],)) for r in splits["test"]]
 
 
 def test_the_card_counts_what_is_there(splits: dict[str, tuple[Row, ...]]) -> None:

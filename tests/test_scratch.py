@@ -172,18 +172,23 @@ def test_a_run_from_nothing_learns_and_goes_on_exactly(
     assert lines[0]["loss"] == pytest.approx(np.log(640), abs=1.0), "at first every token is as likely as another"
     assert np.mean([line["loss"] for line in lines[-5:]]) < lines[0]["loss"] - 1
     assert record["proof"]["reloaded_equal"] and record["metrics"]["loss"]["value"] < lines[0]["loss"] - 1
-    assert {path.name for path in whole.iterdir()} == {
+    files = {
         "recipe.yaml",
         "metrics.jsonl",
+        "validation.jsonl",
+        "curves.png",
         "model",
         "predictions.jsonl",
         "record.json",
     }
+    assert {path.name for path in whole.iterdir()} == files
+    measured = read_lines(whole / "validation.jsonl")[-1]["loss"]
+    assert measured == pytest.approx(record["metrics"]["loss"]["value"]), "the same rows under the same masks"
 
     take, stop_after = loop._take, 6
 
     def dying(*arguments: Any) -> Any:
-        if arguments[3].step == stop_after:
+        if arguments[4].step == stop_after:
             raise KeyError("killed")
         return take(*arguments)
 
