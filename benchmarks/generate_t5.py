@@ -24,10 +24,10 @@ import torch
 from peers import arguments, machine, make_base, race, ratio, recipe_for, say, seconds
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-from loralab.config import Decoding
 from loralab.data.encode import encode_sources
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
+from loralab.decoding import Decoding
 from loralab.on_torch.device import choose_device
 from loralab.on_torch.generate import pad
 from loralab.on_torch.step import TorchEngine, open_engine

@@ -134,9 +134,11 @@ def gather(
     scores = {name: stack([read_scores(run.folder) for run in some]) for name, some in finished.items() if some}
     first = scores.get(next(iter(recipe.variants)))
     table = [_row(name, recipe, finished[name], scores.get(name), first) for name in recipe.variants]
-    sentence = constant(training_rows.sample_of_targets())
-    for name, floor in _floors(recipe, rows, sentence).items():
-        table.append({**empty_row(name, "floor"), "metrics": floor.summary(first)})
+    sentence = ""
+    if recipe.evaluation.metrics:  # the loss alone has no floors
+        sentence = constant(training_rows.sample_of_targets())
+        for name, floor in _floors(recipe, rows, sentence).items():
+            table.append({**empty_row(name, "floor"), "metrics": floor.summary(first)})
     return {
         "name": recipe.name,
         "out": str(folder),

@@ -10,13 +10,14 @@ import copy
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from loralab.decoding import Decoding
 from loralab.errors import RecipeError, nearest
 from loralab.metrics import COLUMNS, METRICS
+from loralab.model_settings import Count, ModelSettings, Settings
 from loralab.spec import LoRASpec
 
-Count = Annotated[int, Field(gt=0, strict=True)]
 Length = Count | Annotated[str, Field(pattern=r"^p\d\d$")]
 Seed = Annotated[int, Field(ge=0, strict=True)]
 Tree = dict[str, Any]
@@ -28,38 +29,18 @@ PUBLISHED_COSTS = {  # figures beside scores that a recipe may quote, and their 
 }  # fmt: skip
 
 
-class Settings(BaseModel):
-    """A block of a recipe: frozen, and strict about its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class ModelSettings(Settings):
-    """The base model and where it runs."""
-
-    name: str
-    """A folder in Hugging Face's layout, or a hub id such as google/flan-t5-base."""
-    engine: Literal["torch"] = "torch"
-    """The framework."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where it runs; auto takes a GPU where there is one."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of weights and products; auto times both and takes bfloat16 where it is faster. LoRA's own weights are always float32."""
-    quantize: Literal["none"] = "none"
-    """The base's storage."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """The model's own dropout while training; null keeps the checkpoint's (0.1 for T5)."""
-
-
 class DataSettings(Settings):
     """The data set, its columns, and how a row becomes tokens."""
 
     name: str
-    """A folder with train, validation and test files (.jsonl, .csv, either .gz, .parquet), one such file, or a hub id."""
+    """A folder with train, validation and test files (.jsonl, .csv, either .gz, .parquet), one such file, a hub id, or
+    embedded:docstrings, embedded:code."""
     source: str
     """The column that the model reads."""
-    target: str
-    """The column that it learns to write; a text, or a list of equally good ones."""
+    objective: Literal["span-corruption", "gap-lines", "mixed"] | None = None
+    """How a model learns from plain documents: it writes masked spans (T5), masked lines (as PEGASUS), or both in turn."""
+    target: Annotated[str | None, Field(validate_default=True)] = None
+    """The column that it learns to write; a text, or a list of equally good ones. None with an objective."""
     prompt: str = "{source}"
     """What surrounds the source: a template with the source column's name in braces."""
     max_source_length: Length = 512
@@ -80,6 +61,36 @@ class DataSettings(Settings):
     """Rows beyond the lengths above. Rows to evaluate are never skipped for their length, but cut."""
     html_breaks: Literal["keep", "newline", "stop"] = "keep"
     """`<br />` in a text: stays, or becomes a line end."""
+
+    @field_validator("target")
+    @classmethod
+    def _target_or_objective(cls, target: str | None, info: ValidationInfo) -> str | None:
+        if target is None and info.data.get("objective") is None:
+            raise ValueError("missing; the recipe must give it, or an objective")
+        return target
+
+    @model_validator(mode="after")
+    def _one_task(self) -> DataSettings:
+        if self.objective is None:
+            return self
+        if self.target is not None:
+            raise ValueError("target means nothing with an objective, which makes targets itself; remove one of them")
+        if self.prompt != "{source}":
+            raise ValueError("prompt means nothing with an objective; remove one of them")
+        if self.long_rows != "cut":
+            raise ValueError(
+                "long_rows means nothing with an objective, which cuts documents to chunks; remove one of them"
+            )
+        if isinstance(self.max_source_length, str) or isinstance(self.max_target_length, str):
+            raise ValueError(
+                "with an objective max_source_length and max_target_length are numbers of tokens, no percentiles"
+            )
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """Those that are read."""
+        return [self.source, *([self.target] if self.target else [])]
 
     def max_rows(self, split: str) -> int | None:
         """The bound on the rows of this split."""
@@ -148,6 +159,8 @@ class OptimizerSettings(Settings):
 
     learning_rate: Annotated[float, Field(gt=0)] | Literal["pilot"] = 1e-3
     """The highest one; LoRA takes about ten times that of full fine-tuning. Or pilot: the best of five, found by short trainings."""
+    scale_parameter: bool = False
+    """Each tensor's rate is also multiplied by the root mean square of its weights, as in T5's own training: for random weights."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled."""
     lora_plus_ratio: Annotated[float, Field(gt=0)] = 1.0
@@ -228,53 +241,6 @@ class ValidationSettings(Settings):
         return self
 
 
-class Decoding(Settings):
-    """How a model writes. The names and their meanings are Hugging Face's."""
-
-    max_new_tokens: Count
-    """The longest answer, in tokens."""
-    beams: Count = 1
-    """Hypotheses kept at each step; 1 is greedy."""
-    length_penalty: Annotated[float, Field(ge=-100, le=100)] = 1.0
-    """A finished beam's log-probability is divided by its length to this power: above 0 favours long answers, below 0 short ones."""
-    early_stopping: Literal[False, True, "never"] = False
-    """When the search of a row ends: true as soon as `beams` hypotheses are finished; false when the best open one, were it to end
-    now, would be no better than the worst of them; never when none could become better."""
-    sample: bool = False
-    """Draw each token from the model's distribution instead of taking the likeliest."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Divides the logits before a draw: below 1 sharpens the distribution, above 1 flattens it."""
-    top_k: Count | None = None
-    """Draw from this many likeliest tokens; null from all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Draw from the fewest likeliest tokens whose probabilities reach this sum; null from all."""
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Above 1 makes tokens that were written already less likely: their logits are divided by it where positive, else multiplied."""
-    seed: Annotated[int, Field(ge=0, strict=True)] = 42
-    """Of the draws. Each row has its own stream, made of the seed and the row's place: who shares its batch changes nothing."""
-
-    def __init__(self, **fields: Any) -> None:
-        super().__init__(**fields)
-
-    @model_validator(mode="after")
-    def _nothing_idle(self) -> Decoding:
-        """A setting that the way of writing would not look at is a mistake."""
-        if self.sample and self.beams > 1:
-            raise ValueError(
-                f"sample is true and beams is {self.beams}, and a beam search draws nothing; "
-                "set beams to 1 or sample to false"
-            )
-        for names, need, there in (
-            (("temperature", "top_k", "top_p"), "sample: true", self.sample),
-            (("length_penalty", "early_stopping"), "beams above 1", self.beams > 1),
-        ):
-            for name in names:
-                value = getattr(self, name)
-                if not there and value != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} is {value}, which means something only with {need}")
-        return self
-
-
 class EvaluationSettings(Decoding):
     """What the model is asked to write, how, and how that is scored."""
 
@@ -283,7 +249,7 @@ class EvaluationSettings(Decoding):
     max_new_tokens: Count = 128
     """The longest answer, in tokens."""
     metrics: tuple[str, ...] = ("rouge",)
-    """What the answers are scored with."""
+    """What the answers are scored with; [] measures the loss alone, as with data.objective."""
 
     _known = field_validator("metrics")(known_metrics)
 
@@ -302,9 +268,9 @@ class Recipe(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     validation: ValidationSettings = ValidationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    variants: dict[str, dict[str, Any]] = {}
+    variants: dict[str, dict[str, Any]] = Field({})
     """What `compare` runs: a name -> dotted overrides of this recipe."""
-    published: dict[str, dict[str, float]] = {}
+    published: dict[str, dict[str, float]] = Field({})
     """Figures to show beside ours: a variant -> metric -> value; also trained_millions, gflops, memory_gb and minutes."""
     published_source: str = ""
     """Where those figures come from, and what they were measured on."""
@@ -324,6 +290,32 @@ class Recipe(Settings):
                 f"lora.disabled is true, which means training.method: full; but training.method is {method!r}"
             )
         return tree | {"training": (training or {}) | {"method": "full"}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_has_no_metrics(cls, tree: Any) -> Any:
+        """Masked text is scored by its loss; nothing is written out."""
+        data = tree.get("data") if isinstance(tree, dict) else None
+        if not (isinstance(data, dict) and data.get("objective")):
+            return tree
+        evaluation = tree.get("evaluation") or {}
+        return tree | {"evaluation": {"metrics": []} | evaluation} if isinstance(evaluation, dict) else tree
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        for block in ("evaluation", "validation"):
+            metrics: tuple[str, ...] = getattr(self, block).metrics
+            if self.data.objective and metrics:
+                raise ValueError(f"{block}.metrics {', '.join(metrics)}: with data.objective only the loss is measured")
+        if self.model.init == "random" and self.training.method != "full":
+            raise ValueError(
+                f"model.init random goes with training.method full, not {self.training.method}: random weights have to learn first"
+            )
+        if self.optimizer.scale_parameter and self.training.method == "lora":
+            raise ValueError(
+                "optimizer.scale_parameter is for training.method full: LoRA's B begins at zero and would hardly leave it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _published_exist(self) -> Recipe:

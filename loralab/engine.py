@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from loralab.config import Decoding, Recipe
+    from loralab.config import Recipe
     from loralab.data.batches import Batch
+    from loralab.decoding import Decoding
+    from loralab.model_settings import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,20 @@ class Engine(Protocol):
         """The most bytes in use so far: of the GPU, or of this process."""
 
 
-def open_engine(recipe: Recipe, start: Path | None = None) -> Engine:
-    """A fresh model, made ready for the recipe's method; LoRA starts from the adapter `start` where one is given."""
-    engine: Engine = _module(recipe.model.engine).open_engine(recipe, start)
+def open_engine(recipe: Recipe, base: Path | None = None, start: Path | None = None) -> Engine:
+    """A fresh model, made ready for the recipe's method.
+
+    Args:
+        base: its folder, where that is not the recipe's model.name.
+        start: an adapter whose weights LoRA starts from.
+    """
+    engine: Engine = _module(recipe.model.engine).open_engine(recipe, base, start)
     return engine
+
+
+def create_base(settings: ModelSettings, tokenizer: str, seed: int, folder: Path) -> None:
+    """Writes a base with random weights, of the settings' sizes, with the tokenizer of a folder or hub id."""
+    _module(settings.engine, "fresh").create_base(settings, tokenizer, seed, folder)
 
 
 def load_engine(recipe: Recipe, saved: Path) -> Engine:
@@ -114,5 +126,5 @@ def merge(base: str, adapter: Path, out: Path) -> None:
     _module("torch").merge_folder(base, adapter, out)
 
 
-def _module(engine: str) -> Any:
-    return importlib.import_module(f"loralab.on_{engine}.step")
+def _module(engine: str, part: str = "step") -> Any:
+    return importlib.import_module(f"loralab.on_{engine}.{part}")

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.config import Decoding, Recipe
+from loralab.config import Recipe
 from loralab.data.batches import collate, evaluation_batches
+from loralab.data.denoise import Encoded, MaskedSplit, encode_documents
 from loralab.data.encode import EncodedSplit, encode
 from loralab.data.prompts import Prompt
 from loralab.data.splits import AnySplit, Split, read_split
+from loralab.decoding import Decoding
 from loralab.engine import Engine
 from loralab.metrics import METRICS
 from loralab.metrics.significance import Bootstrap
@@ -34,7 +36,7 @@ class Scores:
     """Per row: who it belongs to, and what it scored."""
 
     groups: list[str]
-    """The source: rows that share it are one dialogue."""
+    """The source, or the document's row: rows that share it are one dialogue."""
     values: dict[str, Floats]
     """Metric -> [rows], or of several seeds [seeds, rows]; "loss" is per target token."""
     target_tokens: Floats | None
@@ -72,28 +74,51 @@ def leaked_rows(training: AnySplit, rows: AnySplit) -> int:
     return int(np.isin(rows.source_hashes, training.source_hashes).sum())
 
 
-def encode_evaluation_rows(engine: Engine, recipe: Recipe, rows: Split, lengths: tuple[int, int]) -> EncodedSplit:
-    """Their tokens. None is left out for its length, or two models would be held against each other on different rows."""
+def encode_rows(
+    engine: Engine, recipe: Recipe, rows: AnySplit, lengths: tuple[int, int], long_rows: str | None = None
+) -> Encoded:
+    """Tokens of sources and targets, or of documents that are masked; `long_rows` in the place of the recipe's."""
     data = recipe.data
-    long_rows = "cut" if data.long_rows == "skip" else data.long_rows
-    return encode(rows, engine.tokenizer, Prompt(data.prompt, data.source), *lengths, long_rows)
+    if data.objective:
+        return encode_documents(rows, engine.tokenizer, data.objective, *lengths, seed=recipe.training.one_seed)
+    prompt = Prompt(data.prompt, data.source)
+    return encode(rows, engine.tokenizer, prompt, *lengths, long_rows or data.long_rows)
+
+
+def encode_evaluation_rows(engine: Engine, recipe: Recipe, rows: Split, lengths: tuple[int, int]) -> Encoded:
+    """Their tokens. None is left out for its length, or two models would be held against each other on different rows."""
+    return encode_rows(engine, recipe, rows, lengths, "cut" if recipe.data.long_rows == "skip" else None)
 
 
 def evaluate(engine: Engine, recipe: Recipe, split: Split, lengths: tuple[int, int], folder: Path | None) -> Scores:
     """Measures the engine's model on the split; writes predictions.jsonl into the folder where one is given."""
     encoded = encode_evaluation_rows(engine, recipe, split, lengths)
     losses = row_losses(engine, encoded, Progress("loss", len(encoded)).update)
-    num_sources = len({example.source for example in split.examples})
-    shown = Progress("generate", num_sources).update
-    predictions = write_answers(engine, split, encoded, recipe.evaluation, shown)
-    references = [example.targets for example in split.examples]
-    tokens = encoded.target_lengths.astype(np.float64)
-    sources = [example.source for example in split.examples]
-    values = {"loss": losses / tokens, **score(predictions, references, sources, recipe.evaluation.metrics)}
+    tokens = encoded.target_tokens.astype(np.float64)
+    if isinstance(encoded, MaskedSplit):
+        return _document_scores(encoded, losses, tokens, folder)
+    sources, predictions = [example.source for example in split.examples], None
+    values = {"loss": losses / tokens}
+    if recipe.evaluation.metrics:
+        shown = Progress("generate", len(set(sources))).update
+        predictions = write_answers(engine, split, encoded, recipe.evaluation, shown)
+        references = [example.targets for example in split.examples]
+        values |= score(predictions, references, sources, recipe.evaluation.metrics)
     scores = Scores(sources, values, tokens)
     if folder is not None:
         write_predictions(folder, split, predictions, scores)
     return scores
+
+
+def _document_scores(encoded: MaskedSplit, losses: Floats, tokens: Floats, folder: Path | None) -> Scores:
+    """The loss of each chunk, under the masks of the first epoch."""
+    if folder is not None:
+        lines = zip(encoded.numbers.tolist(), tokens.tolist(), (losses / tokens).tolist(), strict=True)
+        write_lines(
+            folder / PREDICTIONS,
+            ({"row": row, "target_tokens": int(count), "loss": round(loss, 6)} for row, count, loss in lines),
+        )
+    return Scores(list(map(str, encoded.numbers)), {"loss": losses / tokens}, tokens)
 
 
 def score(
@@ -109,7 +134,7 @@ def score(
     return columns
 
 
-def row_losses(engine: Engine, encoded: EncodedSplit, on_done: Callable[[int], None]) -> Floats:
+def row_losses(engine: Engine, encoded: Encoded, on_done: Callable[[int], None]) -> Floats:
     """[rows]: each row's loss in nats, summed over its target tokens. `on_done` hears how many rows are done."""
     losses, done = np.zeros(len(encoded)), 0
     for rows in evaluation_batches(encoded.source_lengths, encoded.target_lengths, tokens_per_batch=LOSS_TOKENS):
@@ -131,7 +156,7 @@ def write_answers(
     return [texts[example.source].strip() for example in split.examples]
 
 
-def write_predictions(folder: Path, split: Split, predictions: Sequence[str], scores: Scores) -> None:
+def write_predictions(folder: Path, split: Split, predictions: Sequence[str] | None, scores: Scores) -> None:
     """One line a row, with everything that the scores were made from."""
     tokens = scores.target_tokens
     write_lines(
@@ -141,11 +166,11 @@ def write_predictions(folder: Path, split: Split, predictions: Sequence[str], sc
                 "row": example.row,
                 "source": example.source,
                 "references": list(example.targets),
-                "prediction": prediction,
+                **({} if predictions is None else {"prediction": predictions[i]}),
                 **({} if tokens is None else {"target_tokens": int(tokens[i])}),
                 **{name: round(float(values[i]), 6) for name, values in scores.values.items()},
             }
-            for i, (example, prediction) in enumerate(zip(split.examples, predictions, strict=True))
+            for i, example in enumerate(split.examples)
         ),
     )
 
@@ -156,7 +181,7 @@ def read_scores(folder: Path) -> Scores:
     known = {"row", "source", "references", "prediction", "target_tokens"}
     values = {name: _column(rows, name) for name in rows[0] if name not in known}
     tokens = _column(rows, "target_tokens") if "target_tokens" in rows[0] else None
-    return Scores([row["source"] for row in rows], values, tokens)
+    return Scores([row.get("source", str(row["row"])) for row in rows], values, tokens)
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str) -> Floats:

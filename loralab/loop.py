@@ -24,7 +24,7 @@ from loralab import checkpoint
 from loralab.checkpoint import Position
 from loralab.config import Recipe
 from loralab.data.batches import Batch, Rows, collate, plan_batches
-from loralab.data.encode import EncodedSplit
+from loralab.data.denoise import Encoded, MaskedSplit
 from loralab.engine import Engine
 from loralab.errors import RunError, Stopped
 from loralab.progress import Progress, say
@@ -51,7 +51,7 @@ class Course:
     validations: tuple[Line, ...]
 
 
-def plan_epochs(recipe: Recipe, encoded: EncodedSplit) -> list[list[list[Rows]]]:
+def plan_epochs(recipe: Recipe, encoded: Encoded) -> list[list[list[Rows]]]:
     """For each epoch the batches of each of its steps; a step accumulates several where the recipe says so."""
     training, epochs = recipe.training, []
     for epoch in range(training.epochs):
@@ -63,18 +63,20 @@ def plan_epochs(recipe: Recipe, encoded: EncodedSplit) -> list[list[list[Rows]]]
             seed=training.one_seed,
             epoch=epoch,
         )
+        if isinstance(encoded, MaskedSplit):  # each epoch has masks of its own
+            batches = [rows + epoch * len(encoded) for rows in batches]
         epochs.append(
             [batches[start : start + training.accumulate] for start in range(0, len(batches), training.accumulate)]
         )
     return epochs
 
 
-def plan_steps(recipe: Recipe, encoded: EncodedSplit) -> list[list[Rows]]:
+def plan_steps(recipe: Recipe, encoded: Encoded) -> list[list[Rows]]:
     """The batches of every step of every epoch."""
     return [step for epoch in plan_epochs(recipe, encoded) for step in epoch]
 
 
-def run_steps(engine: Engine, recipe: Recipe, encoded: EncodedSplit, run: Path, validator: Validator | None) -> Course:
+def run_steps(engine: Engine, recipe: Recipe, encoded: Encoded, run: Path, validator: Validator | None) -> Course:
     """Takes every step that is still to be taken; a line of metrics.jsonl each, a line of validation.jsonl each validation.
 
     Raises:
@@ -119,7 +121,7 @@ def run_steps(engine: Engine, recipe: Recipe, encoded: EncodedSplit, run: Path, 
 def _take(
     engine: Engine,
     recipe: Recipe,
-    encoded: EncodedSplit,
+    encoded: Encoded,
     rows: list[Rows],
     before: Position,
     total: int,
@@ -169,7 +171,7 @@ def _end(engine: Engine, recipe: Recipe, run: Path, position: Position, planned:
     return Course(position.step, planned, kept, position.seconds, speed, position.validations)
 
 
-def _not_finite(engine: Engine, encoded: EncodedSplit, batches: list[Batch], step: int, run: Path) -> str:
+def _not_finite(engine: Engine, encoded: Encoded, batches: list[Batch], step: int, run: Path) -> str:
     numbers = encoded.numbers[np.concatenate([batch.rows for batch in batches])]
     return (
         f"Step {step}: the loss or its gradient is not a finite number. {engine.diagnose(batches)} "

@@ -184,7 +184,7 @@ def _explain(kind: str, location: Iterable[int | str], message: str, got: Any) -
     if kind == "missing":
         return f"{key}: missing; the recipe must give it"
     text = message.removeprefix("Value error, ")
-    if kind == "value_error" and isinstance(got, dict):
+    if kind == "value_error" and (got is None or isinstance(got, dict)):
         return f"{key}: {text}" if key else text
     return f"{key}: {_sentence(kind, text)}; got {got!r}"
 
@@ -203,7 +203,7 @@ def _real(path: list[str]) -> list[str]:
     kept: list[str] = []
     for part in path:
         if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            model = model.model_fields[part].annotation
+            model = _block(model.model_fields[part].annotation)
         elif kept and (model is None or kept[-1] not in ("variants", "published")) and not isinstance(model, type):
             break
         kept.append(part)
@@ -214,6 +214,11 @@ def _keys(path: list[str]) -> list[str]:
     """The keys that a block of the recipe has."""
     model: Any = Recipe
     for part in path:
-        model = model.model_fields[part].annotation
-        model = next((m for m in (model, *get_args(model)) if isinstance(m, type) and issubclass(m, BaseModel)), Recipe)
-    return list(model.model_fields)
+        model = _block(model.model_fields[part].annotation)
+    return list((model if hasattr(model, "model_fields") else Recipe).model_fields)
+
+
+def _block(annotation: Any) -> Any:
+    """The block of settings in an annotation such as `ModelSizes | None`; another annotation as it is."""
+    options = (annotation, *get_args(annotation))
+    return next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), annotation)

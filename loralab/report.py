@@ -40,8 +40,11 @@ def remarks(results: dict[str, Any]) -> list[str]:
     lines = [
         f"{evaluated['rows']:,} rows of {evaluated['data']}, {evaluated['split']}. [low, high]: 95 % bootstrap interval by source. "
         f"p: paired bootstrap against {rows[0]['variant']}. loss: nats per target token. {directions(['loss', *score_names(rows)])}",
-        f'"{FLOORS["constant"]}" is one training summary for every row, the one closest to all others: {results["constant"]}',
     ]
+    if floors:
+        lines.append(
+            f'"{FLOORS["constant"]}" is one training summary for every row, the one closest to all others: {results["constant"]}'
+        )
     if several := [row for row in scored if len(row.get("seeds", [])) > 1]:
         said = "; ".join(f"{row['variant']}: mean of {len(row['seeds'])} seeds" for row in several)
         lines.append(f"{said}. Their intervals include the spread between seeds.")

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loralab import checkpoint
+from loralab import checkpoint, embedded
 from loralab.config import Recipe
 from loralab.data.batches import collate
-from loralab.data.encode import EncodedSplit, encode, resolve_lengths
+from loralab.data.denoise import Encoded, MaskedSplit, check_lengths
+from loralab.data.encode import resolve_lengths
 from loralab.data.parts import IN_WORDS
-from loralab.data.prompts import Prompt
 from loralab.data.rows import Findings
 from loralab.data.splits import AnySplit, Split, StreamedSplit, announce, index_split
 from loralab.engine import Engine, Proof, open_engine
-from loralab.errors import RunError, Stopped
-from loralab.evaluate import encode_evaluation_rows, evaluate, leaked_rows, read_evaluation_rows
+from loralab.errors import RunError, Stopped, UserError
+from loralab.evaluate import encode_evaluation_rows, encode_rows, evaluate, leaked_rows, read_evaluation_rows
 from loralab.loop import Course, plan_steps, run_steps
 from loralab.pilot import find_rate
 from loralab.plot import write_curves
@@ -34,6 +36,7 @@ from loralab.run import (
     write_json,
     write_recipe,
 )
+from loralab.scratch import check_sizes, new_base, remove_base
 from loralab.trackers import check_installed
 from loralab.validation import Choosing, Validator, best_of, make_validator, read_choosing_rows
 
@@ -71,19 +74,22 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     else:
         check_free(out)
     check_installed(recipe.training.trackers)
+    check_sizes(recipe)
+    check_lengths(recipe.data)
     material = read_material(recipe)  # first, so that a missing split or column is found before an hour of training
-    engine = open_engine(recipe, start)
-    say(f"{recipe.model.name} on {engine.device} in {engine.dtype} ({engine.dtype_reason})\n{engine.summary}")
-    lengths = resolve_lengths(
-        material.training, engine.tokenizer, recipe.data.max_source_length, recipe.data.max_target_length
-    )
-    encoded = None
-    if recipe.training.method != "none":
-        encoded = encode_training_rows(engine, recipe, material, lengths)
-    about = _about(engine, recipe, material, encoded, lengths)
-    folder = (
-        out if resume and out is not None else new_folder(out, recipe.name)
-    )  # nothing is left behind by a mistake above
+    place = out if resume else None
+    with _place_for_base(recipe, place, out) as place:
+        base = None if place is None or recipe.model.init != "random" else new_base(recipe, material.training, place)
+        engine = open_engine(recipe, base, start)
+        say(f"{recipe.model.name} on {engine.device} in {engine.dtype} ({engine.dtype_reason})\n{engine.summary}")
+        lengths = resolve_lengths(
+            material.training, engine.tokenizer, recipe.data.max_source_length, recipe.data.max_target_length
+        )
+        encoded = None
+        if recipe.training.method != "none":
+            encoded = encode_training_rows(engine, recipe, material, lengths)
+        about = _about(engine, recipe, material, encoded, lengths)
+    folder = place or new_folder(out, recipe.name)  # nothing is left behind by a mistake above
     with checkpoint.locked(folder):
         write_recipe(folder, recipe)
         return folder, _run(engine, recipe, material, encoded, lengths, folder, about)
@@ -122,20 +128,37 @@ def read_material(recipe: Recipe) -> Material:
     return Material(training, read_choosing_rows(recipe, len(training)), evaluated, leaked)
 
 
+@contextmanager
+def _place_for_base(recipe: Recipe, place: Path | None, out: Path | None) -> Iterator[Path | None]:
+    """The run's folder, made now where a base is to be written into it; a mistake within removes it again."""
+    if place is not None or recipe.model.init != "random":
+        yield place
+        return
+    folder = new_folder(out, recipe.name)
+    write_recipe(folder, recipe)  # from here on the run can be gone on with
+    try:
+        yield folder
+    except UserError:
+        shutil.rmtree(folder)
+        raise
+
+
 def _about(
-    engine: Engine, recipe: Recipe, material: Material, encoded: EncodedSplit | None, lengths: tuple[int, int]
+    engine: Engine, recipe: Recipe, material: Material, encoded: Encoded | None, lengths: tuple[int, int]
 ) -> dict[str, Any]:
     """What the record says of the rows."""
     tokens = encode_evaluation_rows(engine, recipe, material.evaluated, lengths)
     about = {"evaluated": describe_rows(material.evaluated, tokens) | {"leaked": material.leaked}}
-    return about if encoded is None else about | {"trained_on": describe_rows(material.training, encoded)}
+    if encoded is None:
+        return about
+    return about | {"trained_on": describe_rows(material.training, encoded) | card_of(material.training)}
 
 
 def _run(
     engine: Engine,
     recipe: Recipe,
     material: Material,
-    encoded: EncodedSplit | None,
+    encoded: Encoded | None,
     lengths: tuple[int, int],
     folder: Path,
     about: dict[str, Any],
@@ -151,6 +174,7 @@ def _run(
     record |= {"lengths": lengths, "device": engine.device, "dtype": engine.dtype, **environment()}
     write_json(folder / RECORD, record)
     checkpoint.remove(folder)
+    remove_base(folder)
     return record
 
 
@@ -159,11 +183,14 @@ def read_training_rows(recipe: Recipe) -> StreamedSplit:
     return index_split(recipe.data, "train")
 
 
-def encode_training_rows(engine: Engine, recipe: Recipe, material: Material, lengths: tuple[int, int]) -> EncodedSplit:
+def encode_training_rows(engine: Engine, recipe: Recipe, material: Material, lengths: tuple[int, int]) -> Encoded:
     """The training rows' tokens, from the cache where they have been there before, without the rows held out."""
     data, rows = recipe.data, material.training
-    encoded = encode(rows, engine.tokenizer, Prompt(data.prompt, data.source), *lengths, data.long_rows)
-    start = f"reusing tokens of {len(encoded):,} rows" if encoded.reused else f"tokens of {len(encoded):,} rows"
+    encoded = encode_rows(engine, recipe, rows, lengths)
+    what = f"{len(encoded):,} rows"
+    if isinstance(encoded, MaskedSplit):
+        what = f"{len(encoded):,} chunks of documents, {len(encoded.ids):,} in all"
+    start = f"reusing tokens of {what}" if encoded.reused else f"tokens of {what}"
     say(f"{rows.name}, {rows.split}: {start}{encoded.findings.in_words({'long_rows': data.long_rows})}")
     if material.choosing is not None and material.choosing.held_out:
         return encoded.after(material.choosing.rows.examples[-1].row)
@@ -173,7 +200,7 @@ def encode_training_rows(engine: Engine, recipe: Recipe, material: Material, len
 def _train_and_save(
     engine: Engine,
     recipe: Recipe,
-    encoded: EncodedSplit,
+    encoded: Encoded,
     validator: Validator | None,
     lengths: tuple[int, int],
     folder: Path,
@@ -204,7 +231,7 @@ def _train_and_save(
     }
 
 
-def _steps(engine: Engine, recipe: Recipe, encoded: EncodedSplit, validator: Validator | None, folder: Path) -> Course:
+def _steps(engine: Engine, recipe: Recipe, encoded: Encoded, validator: Validator | None, folder: Path) -> Course:
     """All steps, and their curves, also of a run that was stopped."""
     try:
         course = run_steps(engine, recipe, encoded, folder, validator)
@@ -241,13 +268,19 @@ def _check(proof: Proof, saved: Path) -> None:
         )
 
 
-def describe_rows(rows: AnySplit, encoded: EncodedSplit | None = None) -> dict[str, Any]:
+def card_of(rows: AnySplit) -> dict[str, Any]:
+    """The card of an embedded data set: what it was made from on this machine."""
+    return {"card": embedded.card(rows.name)} if rows.name.startswith(embedded.PREFIX) else {}
+
+
+def describe_rows(rows: AnySplit, encoded: Encoded | None = None) -> dict[str, Any]:
     """What a record says of the rows that it used, and of what was found in them by row number."""
     findings = Findings(rows.findings | (encoded.findings if encoded is not None else {}))
     return {
         "data": rows.name,
         "split": rows.split,
-        "rows": len(rows if encoded is None else encoded),
+        "rows": len(rows if encoded is None or isinstance(encoded, MaskedSplit) else encoded),
+        **({"chunks": len(encoded)} if isinstance(encoded, MaskedSplit) else {}),
         "parted": IN_WORDS if rows.parted else None,
         "findings": findings.as_json(),
         "hash": rows.content_hash,

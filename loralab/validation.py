@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loralab.config import Decoding, Recipe, ValidationSettings
-from loralab.data.encode import EncodedSplit
+from loralab.config import Recipe, ValidationSettings
+from loralab.data.denoise import Encoded, MaskedSplit
 from loralab.data.sources import local_path, splits_of
 from loralab.data.splits import Split, read_split
+from loralab.decoding import Decoding
 from loralab.engine import Engine
 from loralab.errors import DataError, RecipeError
 from loralab.evaluate import encode_evaluation_rows, row_losses, score, write_answers
@@ -42,7 +43,7 @@ class Validator:
 
     settings: ValidationSettings
     choosing: Choosing
-    encoded: EncodedSplit
+    encoded: Encoded
     decoding: Decoding
 
     def measure(self, engine: Engine, check: Callable[[], None]) -> Line:
@@ -57,8 +58,9 @@ class Validator:
 
         with engine.aside():
             losses = row_losses(engine, self.encoded, on_done)
-            values = {"loss": float(losses.sum() / self.encoded.target_lengths.sum())}
+            values = {"loss": float(losses.sum() / self.encoded.target_tokens.sum())}
             if self.settings.metrics:
+                assert not isinstance(self.encoded, MaskedSplit), "the recipe's checks leave it no metrics"
                 answers = write_answers(
                     engine, self.choosing.rows, self.encoded, self.decoding, lambda done: on_done(len(losses) + done)
                 )

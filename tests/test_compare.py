@@ -166,7 +166,7 @@ def test_what_a_training_cannot_start_from(everything: tuple[dict[str, Any], Pat
             starting_point(load_recipe(workshop / "tiny.yaml", given))
     for override, message in (("lora.rules=[q]", "differ in"), ("lora.alpha=16", "has rank 4 and scale 2")):
         with pytest.raises(AdapterError, match=message):
-            open_engine(load_recipe(workshop / "tiny.yaml", [override]), out / "lora/seed-1/adapter")
+            open_engine(load_recipe(workshop / "tiny.yaml", [override]), None, out / "lora/seed-1/adapter")
     full, adapter = starting_point(load_recipe(workshop / "tiny.yaml", [f"training.start_from={out / 'piloted'}"]))
     assert adapter is None and full.model.name == str(out / "piloted/model"), (
         "a model that was trained whole is the base"

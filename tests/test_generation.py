@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from loralab import LoRASpec, UserError, attach, generate, load_model
-from loralab.config import Decoding
+from loralab.decoding import Decoding
 from loralab.on_torch.generate import generate_ids, pad
 from loralab.on_torch.load import load_weights
 from loralab.on_torch.models.t5 import T5

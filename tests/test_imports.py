@@ -26,16 +26,29 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A new file or folder of loralab/ gets its place here.
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
-    {"spec", "config", "recipe_file", "metrics"},
+    {"spec", "model_settings", "decoding", "config", "recipe_file", "metrics", "embedded"},
     {"targets", "fingerprint", "adapter", "data", "families", "run", "progress", "schedule", "table", "trackers"},
     {"engine", "curves", "samples", "epochs"},
-    {"checkpoint", "loop", "evaluate", "validation", "plot", "pilot", "predictions"},
+    {"checkpoint", "loop", "evaluate", "validation", "plot", "pilot", "predictions", "scratch"},
     {"train", "use", "answer", "score"},
     {"compare", "report", "variants", "pictures", "plan"},
     {"cli", "__main__"},
 )
 # Each engine: what it may import of the layers, and the frameworks that are its own.
-ENGINE_MAY_IMPORT = {"errors", "spec", "config", "targets", "families", "fingerprint", "adapter", "data", "engine"}
+ENGINE_MAY_IMPORT = {
+    "model_settings",
+    "decoding",
+    "errors",
+    "spec",
+    "config",
+    "targets",
+    "families",
+    "fingerprint",
+    "adapter",
+    "data",
+    "engine",
+    "embedded",
+}
 FRAMEWORKS = {"on_torch": {"torch", "bitsandbytes"}, "on_jax": {"jax", "flax", "optax", "orbax"}}
 
 # The two files that name an engine in a string; what they import for a type checker alone is free.

@@ -165,6 +165,18 @@ def test_lora_plus_gives_b_a_rate_of_its_own() -> None:
     assert a[0].item() == pytest.approx(-1e-3, rel=1e-5)
 
 
+def test_a_scaled_step_is_relative_to_the_size_of_each_tensor() -> None:
+    """Adam's first step is the rate in every element, whatever the gradient; so it shows the rate that each tensor has."""
+    parameters = [nn.Parameter(torch.full((3, 5), size)) for size in (2.0, 0.01, 0.0)]
+    settings = OptimizerSettings(scale_parameter=True, max_grad_norm=None)
+    optimizer = Optimizer(parameters, [], settings)
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, -0.5)
+    optimizer.step(0.1)
+    for parameter, size, counted in zip(parameters, (2.0, 0.01, 0.0), (2.0, 0.01, 1e-3), strict=True):
+        torch.testing.assert_close(parameter.detach() - size, torch.full((3, 5), 0.1 * counted))
+
+
 def test_state_goes_round(engine: TorchEngine, tmp_path: Path) -> None:
     for _ in range(3):
         engine.train_step([batch([0, 1, 2, 3])], 1e-2)

@@ -18,6 +18,7 @@ from workshop import PROMPT, loralab
 from loralab import load_adapter, load_model
 from loralab.data.rows import Finding
 from loralab.data.splits import read_split
+from loralab.evaluate import read_scores
 from loralab.predictions import Columns
 from loralab.recipe_file import load_recipe
 from loralab.run import read_lines
@@ -347,3 +348,12 @@ def test_a_run_that_has_not_finished_says_so(workshop: Path, run: dict[str, Any]
     half.mkdir()
     (half / "recipe.yaml").write_text((workshop / run["run"] / "recipe.yaml").read_text())
     assert "has not finished" in loralab(workshop, "evaluate", "half", code=2).stderr
+
+
+def test_without_metrics_the_loss_alone_is_measured(workshop: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(workshop / "tiny.yaml", ["evaluation.metrics=[]", "training.method=none"])
+    folder, record = train(recipe, tmp_path / "run")
+    lines = read_lines(folder / "predictions.jsonl")
+    assert set(record["metrics"]) == {"loss"} and len(lines) == 12
+    assert all("prediction" not in line and line["loss"] > 0 for line in lines), "nothing was written"
+    assert read_scores(folder).summary()["loss"]["value"] == pytest.approx(record["metrics"]["loss"]["value"])

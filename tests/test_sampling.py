@@ -18,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from loralab.config import Decoding
+from loralab.decoding import Decoding
 from loralab.on_torch.generate import generate_ids
 from loralab.on_torch.load import load_weights
 from loralab.on_torch.sampling import draw, penalised, sharpened, uniforms

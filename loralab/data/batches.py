@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.data.encode import EncodedSplit
+from loralab.data.denoise import Encoded
 
 Rows = NDArray[np.int64]  # row indices
 
@@ -106,11 +106,11 @@ def fill(
     return np.split(order, starts[1:])
 
 
-def collate(encoded: EncodedSplit, rows: Rows, pad_id: int) -> Batch:
+def collate(encoded: Encoded, rows: Rows, pad_id: int) -> Batch:
     """The given rows of a split as one padded batch."""
     source_ids, source_mask = padded([encoded.source(i) for i in rows], pad_id)
     labels, label_mask = padded([encoded.target(i) for i in rows], IGNORED_LABEL)
-    return Batch(rows, source_ids, source_mask, labels, int(source_mask.sum()), int(label_mask.sum()))
+    return Batch(rows % len(encoded), source_ids, source_mask, labels, int(source_mask.sum()), int(label_mask.sum()))
 
 
 def padded(sequences: Iterable[NDArray[np.int32]], value: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

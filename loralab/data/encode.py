@@ -61,6 +61,11 @@ class EncodedSplit:
     def target_lengths(self) -> NDArray[np.int64]:
         return np.diff(self.target_offsets)
 
+    @property
+    def target_tokens(self) -> NDArray[np.int64]:
+        """[n]: how many the loss counts of each row."""
+        return self.target_lengths
+
     def after(self, row: int) -> EncodedSplit:
         """The rows whose number in the file is above this one."""
         first = int(np.searchsorted(self.numbers, row, side="right"))

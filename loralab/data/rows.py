@@ -133,7 +133,7 @@ def with_columns(records: Iterable[Record], data: DataSettings) -> Iterator[Reco
     """The records, if the first of them has the columns; a later one may lack a cell, which is that row's fault alone."""
     for count, record in enumerate(records):
         if not count:
-            check_columns(record, data.source, data.target)
+            check_columns(record, *data.columns)
         yield record
 
 
@@ -159,22 +159,23 @@ def checked_rows(
             break
     findings.stop(title, policies)
     if not used:
-        raise DataError(f"{title}: {none_left(findings, data)} At least one row with text in both columns is needed.")
+        raise DataError(f"{title}: {none_left(findings, data)} At least one row with text there is needed.")
 
 
 def none_left(findings: Findings, data: DataSettings) -> str:
     empty = sum(findings[kind].count for kind in ("empty", "missing") if kind in findings)
-    return f"each of the {empty} rows has an empty {data.source!r} or {data.target!r}." if empty else "has no rows."
+    columns = " or ".join(map(repr, data.columns))
+    return f"each of the {empty} rows has an empty {columns}." if empty else "has no rows."
 
 
 def examine(record: Record, data: DataSettings) -> tuple[Example, set[str]]:
-    """(the row, what is to be said of it); an empty or missing cell is "" or no target at all."""
+    """(the row, what is to be said of it); an empty or missing cell is "" or no target at all, as plain documents have none."""
     kinds: set[str] = set()
     source = source_text(record, data.source, kinds, data.html_breaks)
-    targets = target_texts(record, data.target, kinds, data.html_breaks)
-    if record.cells.get(data.source) is None or record.cells.get(data.target) is None:
+    targets = target_texts(record, data.target, kinds, data.html_breaks) if data.target else ()
+    if any(record.cells.get(column) is None for column in data.columns):
         kinds = {"missing"}
-    elif not source or not targets:
+    elif not source or (data.target and not targets):
         kinds = {"empty"}
     return Example(record.row, source, targets), kinds
 

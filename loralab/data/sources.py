@@ -1,7 +1,8 @@
 """Where the rows of a split are: in a file of a folder, in a single file, or on the Hugging Face hub.
 
 A folder holds one file per split, named after it: `train.jsonl`, `validation.csv.gz`, `test.parquet`. A single file
-holds all of them, parted by its rows' sources (parts.py). Any other name is a hub id.
+holds all of them, parted by its rows' sources (parts.py). `embedded:…` is made by loralab/embedded. Any other name is a
+hub id.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from loralab import embedded
 from loralab.data.readers import READERS, Record, suffix_of
 from loralab.errors import DataError
 
@@ -34,6 +36,8 @@ class Place:
 
 def open_place(name: str, split: str) -> Place:
     """Where the rows of this split are. Raises `DataError` where there is no such file, folder or split."""
+    if name.startswith(embedded.PREFIX):
+        return embedded_place(name, split)
     path = local_path(name)
     if path is None:
         return hub_place(name, split)
@@ -52,10 +56,22 @@ def open_place(name: str, split: str) -> Place:
 
 def splits_of(name: str) -> list[str]:
     """The names of the splits that the folder, file or hub data set has, sorted."""
+    if name.startswith(embedded.PREFIX):
+        return sorted(SPLITS)
     path = local_path(name)
     if path is None:
         return sorted(hub_splits(name))
     return sorted(SPLITS if path.is_file() else split_files(path))
+
+
+def embedded_place(name: str, split: str) -> Place:
+    title, rows = f"{name}, split {split!r}", embedded.read(name, split)
+
+    def records() -> Iterator[Record]:
+        for number, cells in enumerate(rows, start=1):
+            yield Record(number, f"{title}, row {number}", cells)
+
+    return Place(title, records, lambda: f"{name} {split} {embedded.content_hash(rows)}")
 
 
 # Files and folders.

@@ -167,7 +167,7 @@ def index_split(data: DataSettings, split: str) -> StreamedSplit:
     key = {
         "rows": place.fingerprint(),
         "part": split if place.single_file else None,
-        "columns": [data.source, data.target],
+        "columns": data.columns,
         "policies": policies_of(data),
         "max_rows": data.max_rows(split),
     }
@@ -201,7 +201,8 @@ def write_index(folder: Path, place: Place, data: DataSettings, split: str) -> F
             hashes.append(np.array([source_hash(example.source) for example in chunk], dtype=np.uint64))
             for example in chunk:
                 digest.update(example.line())
-                sample.add(example.targets[0])
+                if example.targets:
+                    sample.add(example.targets[0])
     (folder / "targets.json").write_text(json.dumps(sample.texts), encoding="utf-8")
     return {"content_hash": digest.hexdigest(), "findings": findings.as_json()}
 

@@ -8,10 +8,11 @@ v1.1 (t5-v1_1, FLAN-T5) with a gated GELU and a head of its own (Shazeer 2020, h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from loralab.errors import ModelError
+from loralab.errors import ModelError, RecipeError, nearest
+from loralab.model_settings import ModelSizes
 
 DEFAULT_RULES = ("q", "v")
 
@@ -114,3 +115,83 @@ SIZES: dict[str, T5Config] = {
     "flan-t5-xl": _v1_1(2048, 5120, 24, 32),
     "flan-t5-xxl": _v1_1(4096, 10240, 24, 64),
 }
+
+
+# A T5 of one's own.
+
+OF_ONES_OWN = "t5"  # the name without sizes
+TO_GIVE = ("d_model", "d_ff", "layers", "heads")
+
+
+def new_config(name: str, sizes: ModelSizes | None, vocab_size: int, pad_id: int, eos_id: int) -> T5Config:
+    """The settings of a new model: those of the published name with the sizes that are given instead, or of these alone for "t5".
+
+    The decoder starts from the padding token, as in every published T5.
+
+    Raises:
+        RecipeError: the name is unknown, a size is missing, or the heads do not divide d_model.
+    """
+    known = {key: value for key, value in (sizes.model_dump() if sizes else {}).items() if value is not None}
+    tokens: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "pad_token_id": pad_id,
+        "eos_token_id": eos_id,
+        "decoder_start_token_id": pad_id,
+    }
+    if name == OF_ONES_OWN:
+        return replace(_of_sizes(known), **tokens)
+    short = name.rpartition("/")[2]
+    if short not in SIZES:
+        raise RecipeError(
+            f"model.name {name!r} has no sizes to begin with at random. {nearest(short, [*SIZES, OF_ONES_OWN])} "
+            f"({OF_ONES_OWN!r} takes them from model.sizes.)"
+        )
+    if "layers" in known:
+        known.setdefault("decoder_layers", known["layers"])
+    return replace(
+        SIZES[short], **{HUGGING_FACE.get(key, key): value for key, value in _consistent(known).items()}, **tokens
+    )
+
+
+HUGGING_FACE = {
+    "layers": "num_layers",
+    "decoder_layers": "num_decoder_layers",
+    "heads": "num_heads",
+    "feed_forward": "feed_forward_proj",
+    "tie_embeddings": "tie_word_embeddings",
+}
+
+
+def _of_sizes(known: dict[str, Any]) -> T5Config:
+    if missing := [key for key in TO_GIVE if key not in known]:
+        raise RecipeError(
+            f"model.name {OF_ONES_OWN!r} with init random lacks {', '.join('model.sizes.' + key for key in missing)}. "
+            f"Give them, or take a published name: {', '.join(SIZES)}."
+        )
+    if "d_kv" not in known and known["d_model"] % known["heads"]:
+        raise RecipeError(
+            f"model.sizes.heads {known['heads']} does not divide model.sizes.d_model {known['d_model']}. "
+            "Take another number, or give the width of a head, model.sizes.d_kv."
+        )
+    known = {
+        "d_kv": known["d_model"] // known["heads"],
+        "decoder_layers": known["layers"],
+        "feed_forward": "gated-gelu",
+        **known,
+    }
+    return T5Config(**{HUGGING_FACE.get(key, key): value for key, value in _consistent(known).items()})
+
+
+def _consistent(known: dict[str, Any]) -> dict[str, Any]:
+    """Outputs are scaled iff the head is tied, the rule that the published checkpoints follow."""
+    return {**known, "scale_decoder_outputs": known["tie_embeddings"]} if "tie_embeddings" in known else known
+
+
+def config_json(config: T5Config) -> dict[str, Any]:
+    """The settings as Hugging Face's config.json has them."""
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": config.model_type,
+        "is_encoder_decoder": True,
+        **asdict(config),
+    }

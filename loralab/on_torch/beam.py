@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loralab.config import Decoding
+from loralab.decoding import Decoding
 from loralab.on_torch.decode import LEAVING, until
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.models.t5_decoding import next_logits, start

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from loralab.config import Decoding
+from loralab.decoding import Decoding
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.models.t5_decoding import next_logits, start
 from loralab.on_torch.sampling import Draws, penalised

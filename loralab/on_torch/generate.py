@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from loralab.config import Decoding
+from loralab.decoding import Decoding
 from loralab.errors import UserError
 from loralab.on_torch.beam import beam_search
 from loralab.on_torch.decode import decode

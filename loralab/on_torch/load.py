@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from loralab import embedded
 from loralab.errors import ModelError
 from loralab.families.t5 import COPIES_OF_SHARED, UNUSED_KEYS, parse_config
 from loralab.on_torch.device import choose_device, choose_dtype
@@ -130,6 +131,8 @@ def quiet_transformers() -> Iterator[None]:
 
 def model_folder(name: str) -> Path:
     """The folder itself, or that of the hub's files in the local cache, downloaded where they are not there yet."""
+    if name.startswith(embedded.PREFIX):
+        return embedded.model_folder(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return path

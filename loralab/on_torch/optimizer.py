@@ -1,6 +1,9 @@
 """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), with fp32 copies of bf16 weights, and its state
 as plain tensors.
 
+`scale_parameter` is Adafactor's, with which T5 was trained (Shazeer & Stern 2018, section 8, https://arxiv.org/abs/1804.04235):
+a step is relative to a tensor's size. T5's random embeddings are 100 times its random queries, and no one rate fits both.
+
 In bf16's 8 bits of mantissa most steps would round to nothing, so such weights are updated through copies in fp32.
 """
 
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from loralab.config import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SMALLEST = 1e-3  # root mean square that a tensor counts as at least, so that zeros can move
 
 
 class Optimizer:
@@ -29,11 +33,13 @@ class Optimizer:
         self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.parameters]
         self.max_grad_norm = settings.max_grad_norm
         faster = {id(twin) for twin in twins}
-        groups: dict[float, list[nn.Parameter]] = defaultdict(list)
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            groups[settings.lora_plus_ratio if id(parameter) in faster else 1.0].append(master)
+        self.scale_parameter = settings.scale_parameter
+        groups: dict[tuple[float, int], list[nn.Parameter]] = defaultdict(list)
+        for index, (parameter, master) in enumerate(zip(self.parameters, self.masters, strict=True)):
+            ratio = settings.lora_plus_ratio if id(parameter) in faster else 1.0
+            groups[ratio, index if self.scale_parameter else 0].append(master)
         self.adamw = torch.optim.AdamW(
-            [{"params": members, "ratio": ratio} for ratio, members in groups.items()],
+            [{"params": members, "ratio": ratio} for (ratio, _), members in groups.items()],
             lr=0.0,
             weight_decay=settings.weight_decay,
             fused=True,
@@ -48,7 +54,8 @@ class Optimizer:
         norm = float(nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm or math.inf))
         if math.isfinite(norm):
             for group in self.adamw.param_groups:
-                group["lr"] = learning_rate * group["ratio"]
+                size = _size(group["params"][0]) if self.scale_parameter else 1.0
+                group["lr"] = learning_rate * group["ratio"] * size
             self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         self._copy_back()
@@ -79,6 +86,11 @@ class Optimizer:
                 moments = {name: state[f"{name}.{index}"].to(master.device) for name in MOMENTS}
                 self.adamw.state[master] = {"step": state[f"step.{index}"].to(master.device), **moments}
         self._copy_back()
+
+
+def _size(parameter: Tensor) -> float:
+    """Root mean square of its elements, at least SMALLEST."""
+    return max(float(parameter.detach().square().mean().sqrt()), SMALLEST)
 
 
 def random_state() -> dict[str, Tensor]:

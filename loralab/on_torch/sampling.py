@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loralab.config import Decoding
+from loralab.decoding import Decoding
 
 
 def penalised(scores_NV: Tensor, written_NL: Tensor, penalty: float) -> Tensor:

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from loralab.config import Decoding, Recipe
+from loralab.config import Recipe
 from loralab.data.batches import Batch
+from loralab.decoding import Decoding
 from loralab.engine import Proof, Step
 from loralab.on_torch.attach import Adapter, attach
 from loralab.on_torch.device import choose_device, choose_dtype
@@ -210,9 +211,9 @@ def _set_dropout(model: nn.Module, rate: float) -> None:
             module.p = rate
 
 
-def open_engine(recipe: Recipe, start: Path | None = None) -> TorchEngine:
-    """A fresh model, made ready for the recipe's method; LoRA starts from the adapter `start` where one is given."""
-    return TorchEngine(recipe, recipe.model.name, None, start)
+def open_engine(recipe: Recipe, base: Path | None = None, start: Path | None = None) -> TorchEngine:
+    """See engine.py."""
+    return TorchEngine(recipe, recipe.model.name if base is None else str(base), None, start)
 
 
 def load_engine(recipe: Recipe, saved: Path) -> TorchEngine:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loralab.config import Decoding
+from loralab.decoding import Decoding
 from loralab.on_torch.decode import until
 from loralab.on_torch.sampling import Draws
 

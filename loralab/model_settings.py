@@ -1,0 +1,76 @@
+"""The block of a recipe that says which model: one that is there, or a new one of given sizes (config.py has the others)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(gt=0, strict=True)]
+
+
+class Settings(BaseModel):
+    """A block of a recipe: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ModelSizes(Settings):
+    """The sizes of a T5 of one's own; null is what `model.name` has, or else stands below."""
+
+    d_model: Count | None = None
+    """Width of the stream."""
+    d_ff: Count | None = None
+    """Width of the feed-forward layers."""
+    layers: Count | None = None
+    """Of the encoder."""
+    decoder_layers: Count | None = None
+    """Of the decoder; as many as the encoder's."""
+    heads: Count | None = None
+    """Of attention."""
+    d_kv: Count | None = None
+    """Width of a head; d_model / heads."""
+    feed_forward: Literal["relu", "gated-gelu"] | None = None
+    """relu (T5 1.0) or gated-gelu (T5 1.1, FLAN-T5); gated-gelu."""
+    tie_embeddings: bool | None = None
+    """Whether the output matrix is the embedding; true."""
+
+
+class ModelSettings(Settings):
+    """The base model and where it runs."""
+
+    name: str
+    """A folder in Hugging Face's layout, or a hub id such as google/flan-t5-base. With init random: t5-small, flan-t5-base, …, or t5."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """pretrained reads the weights that are there; random begins with new ones, for training.method full."""
+    sizes: ModelSizes | None = None
+    """With init random: sizes other than those of the name; all of them for the name t5."""
+    tokenizer: str | None = None
+    """With init random: train (a byte-level BPE on the training rows), or a folder or hub id that has one."""
+    vocabulary: Count | None = None
+    """With tokenizer train: how many tokens; null is 8192."""
+    engine: Literal["torch"] = "torch"
+    """The framework."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where it runs; auto takes a GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and products; auto times both and takes bfloat16 where it is faster. LoRA's own weights are always float32."""
+    quantize: Literal["none"] = "none"
+    """The base's storage."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """The model's own dropout while training; null keeps the checkpoint's (0.1 for T5)."""
+
+    @model_validator(mode="after")
+    def _random_or_not(self) -> ModelSettings:
+        given = [key for key in ("sizes", "tokenizer", "vocabulary") if getattr(self, key) is not None]
+        if self.init == "pretrained" and given:
+            raise ValueError(
+                f"{' and '.join(given)} mean nothing for pretrained weights; set init: random, or remove them"
+            )
+        if self.init == "random" and self.tokenizer is None:
+            raise ValueError("init random needs a tokenizer: train, or a folder or hub id that has one")
+        if self.vocabulary is not None and self.tokenizer != "train":
+            raise ValueError(
+                "vocabulary is the size of a tokenizer that is trained; set tokenizer: train, or remove it"
+            )
+        return self

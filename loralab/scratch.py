@@ -1,0 +1,58 @@
+"""Where training begins from nothing: a tokenizer, and a model with random weights, as a folder in Hugging Face's layout.
+
+The folder is `base` in the run's; from there on the run is one of full fine-tuning. It is a pure function of recipe and
+training rows, and a run that goes on finds it there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from loralab.config import Recipe
+from loralab.data.splits import AnySplit
+from loralab.data.tokenizer import DEFAULT_VOCABULARY, train_tokenizer
+from loralab.engine import create_base
+from loralab.families.t5 import new_config
+from loralab.progress import say
+
+BASE = "base"
+
+
+def new_base(recipe: Recipe, training_rows: AnySplit, run: Path) -> Path:
+    """The folder of the run's base, made where it is not there yet.
+
+    Raises:
+        RecipeError: the sizes or the vocabulary do not fit.
+        DataError: the training rows are too few for the tokenizer.
+        ModelError: there is no tokenizer where the recipe says so, or it lacks a padding or end token.
+    """
+    place, part = run / BASE, run / f"{BASE}.part"
+    if place.is_dir():
+        return place
+    shutil.rmtree(part, ignore_errors=True)
+    _write(recipe, training_rows, part)
+    os.replace(part, place)
+    return place
+
+
+def remove_base(run: Path) -> None:
+    """Removes the base: the run has finished, and what it was trained to stands in `model`."""
+    shutil.rmtree(run / BASE, ignore_errors=True)
+
+
+def check_sizes(recipe: Recipe) -> None:
+    """Raises RecipeError where the sizes are wrong, before anything is read."""
+    if recipe.model.init == "random":
+        new_config(recipe.model.name, recipe.model.sizes, vocab_size=1, pad_id=0, eos_id=0)
+
+
+def _write(recipe: Recipe, training_rows: AnySplit, folder: Path) -> None:
+    model = recipe.model
+    assert model.tokenizer is not None
+    if model.tokenizer == "train":
+        vocabulary = model.vocabulary or DEFAULT_VOCABULARY
+        say(f"A tokenizer of {vocabulary:,} tokens, from {len(training_rows):,} training rows ...")
+        train_tokenizer((text for row in training_rows for text in (row.source, *row.targets)), vocabulary, folder)
+    create_base(model, str(folder) if model.tokenizer == "train" else model.tokenizer, recipe.training.one_seed, folder)
