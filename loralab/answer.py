@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from loralab.config import Recipe
+from loralab.data.chat import transcript
 from loralab.data.encode import encode_sources
-from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
 from loralab.data.texts import OUT_FORMATS, Texts, read_stdin, read_texts
 from loralab.engine import load_engine, open_engine
@@ -94,7 +94,8 @@ def _given_texts(question: Question) -> Sequence[str]:
 
 
 def _answer_file(recipe: Recipe, saved: Path | None, place: str, out: Path | None) -> tuple[dict[str, Any], str]:
-    texts = read_texts(place, recipe.data.source)
+    data = recipe.data
+    texts = read_texts(place, data.messages or data.source or NO_DATA["source"], chat=bool(data.messages))
     if blank := sum(not text for text in texts.texts):
         say(f"{blank} of {len(texts.texts)} rows have no text; their prediction is empty.")
     answers = _answers_of_rows(Writer(recipe, saved), texts)
@@ -124,7 +125,11 @@ def _answer_row(recipe: Recipe, saved: Path | None, sample: str) -> tuple[dict[s
     row = rows[int(number) if number else random.SystemRandom().choice(list(rows))]
     prediction = Writer(recipe, saved).write([row.source])[0]
     result = {"split": split, "row": row.row, "source": row.source, "references": list(row.targets)}
-    parts = {"Source": row.source, "Reference": "\n".join(row.targets), "Prediction": prediction}
+    parts = {
+        "Source": transcript(row.source) if data.messages else row.source,
+        "Reference": "\n".join(row.targets),
+        "Prediction": prediction,
+    }
     text = "".join(f"\n\n{name}:\n{part}" for name, part in parts.items())
     return {**result, "prediction": prediction}, f"Row {row.row} of {split}; again: --sample {split}:{row.row}{text}"
 
@@ -155,8 +160,8 @@ class Writer:
 
     def __init__(self, recipe: Recipe, saved: Path | None) -> None:
         """`saved`: what a run trained, or None for the base alone."""
-        self.decoding, self.prompt = recipe.evaluation, Prompt(recipe.data.prompt, recipe.data.source)
         self.engine = open_engine(recipe) if saved is None else load_engine(recipe, saved)
+        self.decoding, self.prompt = recipe.evaluation, self.engine.prompt
         self.max_length, _ = lengths_of(self.engine, recipe)
 
     @property

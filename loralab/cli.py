@@ -193,7 +193,7 @@ def merge(
     _finish(
         {"model": str(out)},
         as_json,
-        f"{out} is a plain model: AutoModelForSeq2SeqLM.from_pretrained({str(out)!r}) loads it.",
+        f"{out} is a plain model: Transformers' from_pretrained({str(out)!r}) loads it.",
     )
 
 

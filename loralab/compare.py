@@ -28,7 +28,7 @@ from loralab.curves import turn_of
 from loralab.data.splits import Split, StreamedSplit
 from loralab.epochs import by_epoch
 from loralab.errors import RecipeError, Stopped
-from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score, stack
+from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score, source_texts, stack
 from loralab.metrics.floors import constant, lead
 from loralab.progress import clock, say
 from loralab.recipe_file import to_yaml
@@ -188,13 +188,15 @@ def _seconds_before(run: Run) -> float:
 
 
 def _floors(recipe: Recipe, rows: Split, sentence: str) -> dict[str, Scores]:
+    sources = source_texts(rows, bool(recipe.data.messages))
     predictions = {
-        FLOORS["lead"]: [lead(example.source) for example in rows.examples],
+        FLOORS["lead"]: [lead(source) for source in sources],
         FLOORS["constant"]: [sentence for _ in rows.examples],
     }
-    sources, references = [example.source for example in rows.examples], [example.targets for example in rows.examples]
+    groups = [example.subject for example in rows.examples]
+    references = [example.targets for example in rows.examples]
     return {
-        name: Scores(sources, score(texts, references, sources, recipe.evaluation.metrics), None)
+        name: Scores(groups, score(texts, references, sources, recipe.evaluation.metrics), None)
         for name, texts in predictions.items()
     }
 

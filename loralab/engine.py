@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from loralab.config import Recipe
     from loralab.data.batches import Batch
+    from loralab.data.chat import Chat
+    from loralab.data.prompts import Prompt
     from loralab.decoding import Decoding
     from loralab.model_settings import ModelSettings
 
@@ -48,9 +50,16 @@ class Proof:
 
 
 class Engine(Protocol):
-    """One model, and how it is trained."""
+    """One model, and how it is trained.
+
+    `prompt`: how rows are written down for it. `causal`: source and target are one sequence to it, of at most `positions`
+    tokens.
+    """
 
     tokenizer: PreTrainedTokenizerBase
+    prompt: Prompt | Chat
+    causal: bool
+    positions: int | None
     pad_id: int
     device: str
     dtype: str

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from loralab.config import Recipe
 from loralab.data.batches import collate, evaluation_batches
+from loralab.data.chat import transcript
 from loralab.data.denoise import Encoded, MaskedSplit, encode_documents
 from loralab.data.encode import EncodedSplit, encode
-from loralab.data.prompts import Prompt
+from loralab.data.rows import subject
 from loralab.data.splits import AnySplit, Split, read_split
 from loralab.decoding import Decoding
 from loralab.engine import Engine
@@ -74,6 +75,11 @@ def leaked_rows(training: AnySplit, rows: AnySplit) -> int:
     return int(np.isin(rows.source_hashes, training.source_hashes).sum())
 
 
+def source_texts(rows: Split, chat: bool) -> list[str]:
+    """The sources as people read them: of a chat, what is said in it."""
+    return [transcript(example.source) if chat else example.source for example in rows.examples]
+
+
 def encode_rows(
     engine: Engine, recipe: Recipe, rows: AnySplit, lengths: tuple[int, int], long_rows: str | None = None
 ) -> Encoded:
@@ -81,8 +87,7 @@ def encode_rows(
     data = recipe.data
     if data.objective:
         return encode_documents(rows, engine.tokenizer, data.objective, *lengths, seed=recipe.training.one_seed)
-    prompt = Prompt(data.prompt, data.source)
-    return encode(rows, engine.tokenizer, prompt, *lengths, long_rows or data.long_rows)
+    return encode(rows, engine.tokenizer, engine.prompt, *lengths, long_rows or data.long_rows)
 
 
 def encode_evaluation_rows(engine: Engine, recipe: Recipe, rows: Split, lengths: tuple[int, int]) -> Encoded:
@@ -97,14 +102,15 @@ def evaluate(engine: Engine, recipe: Recipe, split: Split, lengths: tuple[int, i
     tokens = encoded.target_tokens.astype(np.float64)
     if isinstance(encoded, MaskedSplit):
         return _document_scores(encoded, losses, tokens, folder)
-    sources, predictions = [example.source for example in split.examples], None
+    subjects, predictions = [example.subject for example in split.examples], None
     values = {"loss": losses / tokens}
     if recipe.evaluation.metrics:
-        shown = Progress("generate", len(set(sources))).update
+        shown = Progress("generate", len(set(subjects))).update
         predictions = write_answers(engine, split, encoded, recipe.evaluation, shown)
         references = [example.targets for example in split.examples]
+        sources = source_texts(split, bool(recipe.data.messages))
         values |= score(predictions, references, sources, recipe.evaluation.metrics)
-    scores = Scores(sources, values, tokens)
+    scores = Scores(subjects, values, tokens)
     if folder is not None:
         write_predictions(folder, split, predictions, scores)
     return scores
@@ -181,7 +187,8 @@ def read_scores(folder: Path) -> Scores:
     known = {"row", "source", "references", "prediction", "target_tokens"}
     values = {name: _column(rows, name) for name in rows[0] if name not in known}
     tokens = _column(rows, "target_tokens") if "target_tokens" in rows[0] else None
-    return Scores([row.get("source", str(row["row"])) for row in rows], values, tokens)
+    subjects = [subject(row["source"], row["references"]) if "source" in row else str(row["row"]) for row in rows]
+    return Scores(subjects, values, tokens)
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str) -> Floats:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loralab.data.readers import READERS, Record, suffix_of
-from loralab.data.rows import check_columns, source_text, target_texts
+from loralab.data.rows import check_columns, source_text, subject, target_texts
 from loralab.errors import DataError, nearest
 from loralab.run import PREDICTIONS
 
@@ -76,7 +76,8 @@ def read_predictions(paths: Sequence[Path], columns: Columns) -> Predictions:
     systems = dict(zip(_labels(files), (texts for file in files for texts in file.systems.values()), strict=True))
     sources = next((file.sources for file in files if file.sources is not None), None)
     given = next((file.groups for file in files if file.groups is not None), None)
-    groups, grouping = _grouped(systems, sources, given, columns)
+    subjects = None if sources is None else [subject(*row) for row in zip(sources, files[0].references, strict=True)]
+    groups, grouping = _grouped(systems, subjects, given, columns)
     return Predictions(systems, files[0].references, sources, groups, grouping)
 
 

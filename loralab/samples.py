@@ -6,7 +6,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from loralab.data.rows import subject
 from loralab.run import PREDICTIONS, read_lines
 
 IN_FILE, IN_TERMINAL = 20, 3
@@ -32,13 +34,17 @@ def read_samples(folders: Mapping[str, Path], count: int) -> list[Sample]:
     answers = {name: read_lines(folder / PREDICTIONS) for name, folder in folders.items()}
     if not answers:
         return []
-    by_source = {name: {row["source"]: row["prediction"] for row in lines} for name, lines in answers.items()}
+    by_source = {name: {_subject(row): row["prediction"] for row in lines} for name, lines in answers.items()}
     rows: dict[str, Sample] = {}
     for row in next(iter(answers.values())):
-        texts = {name: predictions[row["source"]] for name, predictions in by_source.items()}
-        sample = rows.setdefault(row["source"], Sample(row["row"], row["source"], [], texts))
+        texts = {name: predictions[_subject(row)] for name, predictions in by_source.items()}
+        sample = rows.setdefault(_subject(row), Sample(row["row"], row["source"], [], texts))
         sample.references.extend(row["references"])
     return spread(list(rows.values()), count)
+
+
+def _subject(row: Mapping[str, Any]) -> str:
+    return subject(row["source"], row["references"])
 
 
 def spread(rows: Sequence[Sample], count: int) -> list[Sample]:

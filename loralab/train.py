@@ -11,9 +11,10 @@ from typing import Any
 
 from loralab import checkpoint, embedded
 from loralab.config import Recipe
+from loralab.data import denoise
 from loralab.data.batches import collate
-from loralab.data.denoise import Encoded, MaskedSplit, check_lengths
-from loralab.data.encode import resolve_lengths
+from loralab.data.denoise import Encoded, MaskedSplit
+from loralab.data.encode import check_lengths, resolve_lengths
 from loralab.data.parts import IN_WORDS
 from loralab.data.rows import Findings
 from loralab.data.splits import AnySplit, Split, StreamedSplit, announce, index_split
@@ -75,16 +76,16 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         check_free(out)
     check_installed(recipe.training.trackers)
     check_sizes(recipe)
-    check_lengths(recipe.data)
+    denoise.check_lengths(recipe.data)
     material = read_material(recipe)  # first, so that a missing split or column is found before an hour of training
     place = out if resume else None
     with _place_for_base(recipe, place, out) as place:
         base = None if place is None or recipe.model.init != "random" else new_base(recipe, material.training, place)
         engine = open_engine(recipe, base, start)
         say(f"{recipe.model.name} on {engine.device} in {engine.dtype} ({engine.dtype_reason})\n{engine.summary}")
-        lengths = resolve_lengths(
-            material.training, engine.tokenizer, recipe.data.max_source_length, recipe.data.max_target_length
-        )
+        settings = recipe.data.max_source_length, recipe.data.max_target_length
+        lengths = resolve_lengths(material.training, engine.tokenizer, *settings, engine.prompt)
+        check_lengths(recipe.data, lengths, recipe.evaluation.max_new_tokens, engine.causal, engine.positions)
         encoded = None
         if recipe.training.method != "none":
             encoded = encode_training_rows(engine, recipe, material, lengths)

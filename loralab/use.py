@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loralab.config import Recipe
-from loralab.data.encode import resolve_lengths
+from loralab.data.encode import check_lengths, resolve_lengths
 from loralab.engine import Engine, load_engine, merge, open_engine
 from loralab.errors import UserError
 from loralab.evaluate import encode_evaluation_rows, evaluate, read_evaluation_rows
@@ -44,6 +44,7 @@ def merge_saved(trained: Path, out: Path, base: str | None) -> None:
 def lengths_of(engine: Engine, recipe: Recipe) -> tuple[int, int]:
     """The lengths of the training; a percentile was settled then."""
     source, target = recipe.data.max_source_length, recipe.data.max_target_length
-    if isinstance(source, int) and isinstance(target, int):
-        return source, target
-    return resolve_lengths(read_training_rows(recipe), engine.tokenizer, source, target)
+    if not (isinstance(source, int) and isinstance(target, int)):
+        source, target = resolve_lengths(read_training_rows(recipe), engine.tokenizer, source, target, engine.prompt)
+    check_lengths(recipe.data, (source, target), recipe.evaluation.max_new_tokens, engine.causal, engine.positions)
+    return source, target

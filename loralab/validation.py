@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from loralab.config import Recipe, ValidationSettings
+from loralab.data.chat import Chat
 from loralab.data.denoise import Encoded, MaskedSplit
 from loralab.data.sources import local_path, splits_of
 from loralab.data.splits import Split, read_split
 from loralab.decoding import Decoding
 from loralab.engine import Engine
 from loralab.errors import DataError, RecipeError
-from loralab.evaluate import encode_evaluation_rows, row_losses, score, write_answers
+from loralab.evaluate import encode_evaluation_rows, row_losses, score, source_texts, write_answers
 from loralab.metrics import COLUMNS
 from loralab.progress import Progress, say
 
@@ -64,8 +65,8 @@ class Validator:
                 answers = write_answers(
                     engine, self.choosing.rows, self.encoded, self.decoding, lambda done: on_done(len(losses) + done)
                 )
-                sources, references = [row.source for row in examples], [row.targets for row in examples]
-                columns = score(answers, references, sources, self.settings.metrics)
+                sources = source_texts(self.choosing.rows, isinstance(engine.prompt, Chat))
+                columns = score(answers, [row.targets for row in examples], sources, self.settings.metrics)
                 values |= {name: float(column.mean()) for name, column in columns.items()}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from loralab.config import DataSettings
 from loralab.data.cache import ArrayFile, Facts, cached
+from loralab.data.chat import Chat, encode_answers, encode_conversation, messages_of, open_chat, rendered
 from loralab.data.prompts import Prompt
 from loralab.data.rows import Example, Findings
 from loralab.data.splits import AnySplit
@@ -87,7 +89,7 @@ class EncodedSplit:
 def encode(
     rows: AnySplit,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
+    prompt: Prompt | Chat,
     max_source_length: int,
     max_target_length: int,
     long_rows: str = "cut",
@@ -118,11 +120,29 @@ def encode(
     )
 
 
+def prompt_of(data: DataSettings, tokenizer: PreTrainedTokenizerBase, causal: bool) -> Prompt | Chat:
+    """How rows of this data set are written down for a decoder-only model (`causal`), or for an encoder-decoder.
+
+    Raises:
+        RecipeError: an encoder-decoder is to learn chats, or texts without a source.
+        ModelError: chats are to be learnt, and the tokenizer has no template for them.
+    """
+    if causal:
+        return open_chat(tokenizer) if data.messages else Prompt(data.prompt, data.source or "source", causal=True)
+    if data.messages or data.source is None:
+        got = "data.messages" if data.messages else "data.source is null, which"
+        raise RecipeError(
+            f"{got} is for decoder-only models, and this one is an encoder-decoder: "
+            "give the column that it reads as data.source and the one that it writes as data.target."
+        )
+    return Prompt(data.prompt, data.source)
+
+
 def write_tokens(
     folder: Path,
     rows: AnySplit,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
+    prompt: Prompt | Chat,
     limits: tuple[int, int],
     long_rows: str,
 ) -> Facts:
@@ -154,7 +174,7 @@ def write_tokens(
 def encode_chunk(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
+    prompt: Prompt | Chat,
     limits: tuple[int, int],
     cut: bool,
 ) -> tuple[dict[str, list[list[int]]], dict[str, list[int]]]:
@@ -164,7 +184,7 @@ def encode_chunk(
         return encode_sources(texts, tokenizer, prompt, limit)[0]
 
     def targets(texts: list[str], limit: int) -> list[list[int]]:
-        return encode_targets(texts, tokenizer, limit)[0]
+        return encode_targets(texts, tokenizer, limit, prompt)[0]
 
     source_ids, long_sources = fitted(sources, [example.source for example in examples], limits[0], cut)
     target_ids, long_targets = fitted(targets, [example.targets[0] for example in examples], limits[1], cut)
@@ -199,39 +219,74 @@ def chunks(rows: Iterable[Example], size: int) -> Iterator[list[Example]]:
 
 
 def encode_sources(
-    sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt: Prompt, max_length: int
+    sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt: Prompt | Chat, max_length: int
 ) -> tuple[list[list[int]], int]:
-    """The token ids of each prompt, at most `max_length` of them, and how many sources were cut."""
+    """The token ids of each prompt, at most `max_length` of them, and how many sources were cut.
+
+    A decoder-only model goes on from the last of them, so that no end of sequence follows, and it needs a first one: where
+    there is no source and the tokenizer adds no start, that is its start or else its end token.
+    """
+    if isinstance(prompt, Chat):
+        conversations = [encode_conversation(source, tokenizer, max_length) for source in sources]
+        return [ids for ids, _ in conversations], sum(cut for _, cut in conversations)
+    surplus = int(prompt.causal and next(token_ids(["a"], tokenizer))[-1] == tokenizer.eos_token_id)
     rows: list[list[int]] = []
     num_cut = 0
     for source, ids in zip(sources, token_ids([prompt.fill(source) for source in sources], tokenizer), strict=True):
-        too_long = len(ids) > max_length
+        too_long = len(ids) - surplus > max_length
         num_cut += too_long
-        rows.append(prompt.cut(source, tokenizer, max_length) if too_long else ids)
+        ids = prompt.cut(source, tokenizer, max_length + surplus) if too_long else ids
+        rows.append(ids[: len(ids) - surplus] or [start_token(tokenizer)])
     return rows, num_cut
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        raise ModelError(
+            "The tokenizer has neither a start nor an end token, with which a text without a source begins."
+        )
+    return int(start)
 
 
 def encode_targets(
-    targets: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+    targets: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    prompt: Prompt | Chat | None = None,
 ) -> tuple[list[list[int]], int]:
-    """The token ids of each target, at most `max_length` with the end of sequence, and how many were cut."""
-    eos = tokenizer.eos_token_id
-    if eos is None:
+    """The token ids of each target, at most `max_length` with the end of sequence, and how many were cut.
+
+    For a decoder-only model, as `prompt` says, no start precedes them; in a chat the end is that of the assistant's turn.
+    """
+    end = prompt.end if isinstance(prompt, Chat) else tokenizer.eos_token_id
+    if end is None:
         raise ModelError("The tokenizer has no end-of-sequence token, so a model cannot learn where a target ends.")
     rows: list[list[int]] = []
     num_cut = 0
-    for ids in token_ids(targets, tokenizer):
-        closed = ids if ids[-1:] == [eos] else [*ids, eos]
+    for ids in target_ids(targets, tokenizer, prompt):
+        closed = ids if ids[-1:] == [end] else [*ids, end]
         num_cut += len(closed) > max_length
-        rows.append(closed if len(closed) <= max_length else [*closed[: max_length - 1], eos])
+        rows.append(closed if len(closed) <= max_length else [*closed[: max_length - 1], end])
     return rows, num_cut
 
 
-def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def target_ids(
+    targets: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt: Prompt | Chat | None
+) -> Iterator[list[int]]:
+    if isinstance(prompt, Chat):
+        for start in range(0, len(targets), CHUNK_ROWS):
+            yield from encode_answers(targets[start : start + CHUNK_ROWS], tokenizer, prompt)
+    else:
+        yield from token_ids(targets, tokenizer, special=prompt is None or not prompt.causal)
+
+
+def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, special: bool = True) -> Iterator[list[int]]:
+    """`special`: with the tokens that the tokenizer adds around a text."""
     check_fast(tokenizer)
     for start in range(0, len(texts), CHUNK_ROWS):
         chunk = list(texts[start : start + CHUNK_ROWS])
-        yield from tokenizer(chunk, verbose=False, return_attention_mask=False)["input_ids"]
+        yield from tokenizer(chunk, add_special_tokens=special, verbose=False, return_attention_mask=False)["input_ids"]
 
 
 def check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -249,7 +304,7 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     tokenizer("", verbose=False)  # forgets the padding and truncation that another call has asked for
     return {
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        "eos": tokenizer.eos_token_id,
+        "start and end": [tokenizer.bos_token_id, tokenizer.eos_token_id],
         "template": tokenizer.chat_template,
         "libraries": [importlib.metadata.version(library) for library in ("tokenizers", "transformers")],
     }
@@ -266,30 +321,59 @@ def flat(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.i
 
 
 def resolve_lengths(
-    train: AnySplit, tokenizer: PreTrainedTokenizerBase, max_source_length: int | str, max_target_length: int | str
+    train: AnySplit,
+    tokenizer: PreTrainedTokenizerBase,
+    max_source_length: int | str,
+    max_target_length: int | str,
+    prompt: Prompt | Chat | None = None,
 ) -> tuple[int, int]:
     """(source, target) lengths in tokens, each from a number or a percentile of the training rows.
 
     A percentile is that of the bare sources or first references, without the prompt but with the tokenizer's special
-    tokens; the published 255 and 50 of SAMSum came about so. Nothing is tokenised for a number.
+    tokens; the published 255 and 50 of SAMSum came about so. In a chat it is that of whole conversations. Nothing is
+    tokenised for a number.
     """
-    source = bare_lengths(train, tokenizer, "source") if isinstance(max_source_length, str) else NO_LENGTHS
-    target = bare_lengths(train, tokenizer, "target") if isinstance(max_target_length, str) else NO_LENGTHS
+    chat = isinstance(prompt, Chat)
+    source = bare_lengths(train, tokenizer, "source", chat) if isinstance(max_source_length, str) else NO_LENGTHS
+    target = bare_lengths(train, tokenizer, "target", chat) if isinstance(max_target_length, str) else NO_LENGTHS
     return resolve_length(max_source_length, source), resolve_length(max_target_length, target)
 
 
-def bare_lengths(rows: AnySplit, tokenizer: PreTrainedTokenizerBase, side: str) -> NDArray[np.int64]:
-    """[rows]: tokens of each source or first reference by itself."""
+def bare_lengths(
+    rows: AnySplit, tokenizer: PreTrainedTokenizerBase, side: str, chat: bool = False
+) -> NDArray[np.int64]:
+    """[rows]: tokens of each source or first reference by itself; the source of a chat is written down by its template."""
 
     def build(folder: Path) -> Facts:
         with ArrayFile(folder / "lengths.npy", "<i4") as file:
             for examples in chunks(rows, CHUNK_ROWS):
                 texts = [example.source if side == "source" else example.targets[0] for example in examples]
-                file.append([len(ids) for ids in token_ids(texts, tokenizer)])
+                if chat and side == "source":
+                    texts = [rendered(messages_of(text), tokenizer) for text in texts]
+                file.append([len(ids) for ids in token_ids(texts, tokenizer, not chat)])
         return {}
 
-    key = {"texts": rows.content_hash, "side": side, **tokenizer_key(tokenizer)}
+    key = {"texts": rows.content_hash, "side": side, "chat": chat, **tokenizer_key(tokenizer)}
     return cached("lengths", key, build).array("lengths")
+
+
+def check_lengths(
+    data: DataSettings, lengths: tuple[int, int], max_new_tokens: int, causal: bool, positions: int | None
+) -> None:
+    """Raises RecipeError where a row, or an answer, may have more tokens than the model has positions (None: no bound)."""
+    source, target = lengths if data.source or data.messages else (1, lengths[1])
+    target = max(target, max_new_tokens)
+    needed = source + target if causal else max(source, target)
+    if positions is None or needed <= positions:
+        return
+    keys = "data.max_source_length, data.max_target_length and evaluation.max_new_tokens"
+    sum_of = (
+        f"{source} tokens of the source and {target} of the answer, {needed} in all" if causal else f"{needed} tokens"
+    )
+    raise RecipeError(
+        f"A row may have {sum_of}, and the model has {positions} positions. Lower {keys}"
+        + (f": the first and the larger of the others may be {positions} together." if causal else ".")
+    )
 
 
 def resolve_length(setting: int | str, lengths: NDArray[np.int64]) -> int:

@@ -33,12 +33,21 @@ def part_bounds(place: Place, data: DataSettings) -> tuple[int, int]:
     Raises:
         DataError: the file has fewer than three different sources.
     """
-    key = {"file": place.fingerprint(), "columns": data.columns, "html_breaks": data.html_breaks}
+    key = {
+        "file": place.fingerprint(),
+        "columns": [data.source, data.target, data.messages],
+        "html_breaks": data.html_breaks,
+    }
 
     def build(_: Path) -> dict[str, Any]:
         rows = (clean_row(record, data) for record in with_columns(place.records(), data))
         hashes = array(
-            "Q", (source_hash(row.source) for row in rows if row.source and (row.targets or not data.target))
+            "Q",
+            (
+                source_hash(row.subject)
+                for row in rows
+                if (row.source or not data.source) and (row.targets or data.objective)
+            ),
         )
         return {"bounds": bounds(np.unique(np.frombuffer(hashes, dtype=np.uint64)), place.title)}
 

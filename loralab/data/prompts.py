@@ -10,21 +10,25 @@ Cutting the end of the tokens would lose the suffix, which tells the model what 
 from __future__ import annotations
 
 import string
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from loralab.errors import DataError, RecipeError, nearest
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+Tokenize = Callable[..., Mapping[str, Any]]  # a tokenizer's call
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A template whose placeholder is `{column}` or `{source}`. Raises `RecipeError` where the template is not one."""
+    """A template whose placeholder is `{column}` or `{source}`. Raises `RecipeError` where the template is not one.
+
+    `causal`: a decoder-only model reads it, and goes on from its last token with the target.
+    """
 
     template: str
     column: str = "source"
+    causal: bool = False
     prefix: str = field(init=False, repr=False)
     suffix: str = field(init=False, repr=False)
 
@@ -36,7 +40,7 @@ class Prompt:
     def fill(self, source: str) -> str:
         return self.prefix + source + self.suffix
 
-    def cut(self, source: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
+    def cut(self, source: str, tokenizer: Tokenize, max_length: int) -> list[int]:
         """Token ids of the prompt around the longest start of `source` with which they are at most `max_length`.
 
         A start ends where a token of the whole text ends. It is tokenised anew together with prefix and suffix, since a
@@ -94,7 +98,7 @@ def split_template(template: str, column: str) -> tuple[str, str]:
     return literals[0], literals[1]
 
 
-def token_ends(prompt: Prompt, source: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, list[int]]:
+def token_ends(prompt: Prompt, source: str, tokenizer: Tokenize) -> tuple[int, list[int]]:
     """(tokens of the whole text, where those that end within the source end: character offsets into it, in order)."""
     start = len(prompt.prefix)
     offsets = tokenizer(prompt.fill(source), return_offsets_mapping=True, verbose=False)["offset_mapping"]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from json.encoder import encode_basestring_ascii
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralab.config import DataSettings
+from loralab.data.chat import split_conversation
 from loralab.data.readers import Record
 from loralab.errors import DataError, nearest
 
@@ -61,6 +62,11 @@ class Example:
     row: int
     source: str
     targets: tuple[str, ...]
+
+    @property
+    def subject(self) -> str:
+        """That of `subject`."""
+        return subject(self.source, self.targets)
 
     def line(self) -> bytes:
         """One JSON line, a list: no two rows of different text give the same."""
@@ -159,23 +165,23 @@ def checked_rows(
             break
     findings.stop(title, policies)
     if not used:
-        raise DataError(f"{title}: {none_left(findings, data)} At least one row with text there is needed.")
+        raise DataError(
+            f"{title}: {none_left(findings, data)} At least one row with text in {' and '.join(map(repr, data.columns))} is needed."
+        )
 
 
 def none_left(findings: Findings, data: DataSettings) -> str:
     empty = sum(findings[kind].count for kind in ("empty", "missing") if kind in findings)
-    columns = " or ".join(map(repr, data.columns))
-    return f"each of the {empty} rows has an empty {columns}." if empty else "has no rows."
+    return f"each of the {empty} rows has an empty {' or '.join(map(repr, data.columns))}." if empty else "has no rows."
 
 
 def examine(record: Record, data: DataSettings) -> tuple[Example, set[str]]:
     """(the row, what is to be said of it); an empty or missing cell is "" or no target at all, as plain documents have none."""
     kinds: set[str] = set()
-    source = source_text(record, data.source, kinds, data.html_breaks)
-    targets = target_texts(record, data.target, kinds, data.html_breaks) if data.target else ()
+    source, targets = texts_of(record, data, kinds)
     if any(record.cells.get(column) is None for column in data.columns):
         kinds = {"missing"}
-    elif not source or (data.target and not targets):
+    elif (not targets and data.objective is None) or (data.source and not source):
         kinds = {"empty"}
     return Example(record.row, source, targets), kinds
 
@@ -183,6 +189,34 @@ def examine(record: Record, data: DataSettings) -> tuple[Example, set[str]]:
 def clean_row(record: Record, data: DataSettings) -> Example:
     """The row alone."""
     return examine(record, data)[0]
+
+
+def texts_of(record: Record, data: DataSettings, kinds: set[str]) -> tuple[str, tuple[str, ...]]:
+    """(source, references) of a row; without a source column every source is "", and that of a chat is JSON (chat.py)."""
+    if data.messages:
+        return conversation_texts(record, data.messages, kinds, data.html_breaks)
+    source = source_text(record, data.source, kinds, data.html_breaks) if data.source else ""
+    return source, target_texts(record, data.target, kinds, data.html_breaks) if data.target else ()
+
+
+def conversation_texts(
+    record: Record, column: str, kinds: set[str], html_breaks: str = "keep"
+) -> tuple[str, tuple[str, ...]]:
+    """(all messages but the last as JSON, the last); no target where the cell is null."""
+    messages = record.cells.get(column)
+    if messages is None:
+        return "", ()
+    if isinstance(messages, list):
+        messages = [_clean_message(each, record, column, kinds, html_breaks) for each in messages]
+    source, target = split_conversation(messages, f"{record.where}: column {column!r}")
+    return source, (target,)
+
+
+def _clean_message(value: object, record: Record, column: str, kinds: set[str], html_breaks: str) -> object:
+    """What is no message stays as it is, for `split_conversation` to say so."""
+    if not (isinstance(value, Mapping) and isinstance(value.get("content"), str)):
+        return value
+    return {**value, "content": clean(value["content"], record, column, kinds, html_breaks)}
 
 
 def check_columns(record: Record, *columns: str) -> None:
@@ -233,6 +267,11 @@ def clean(value: object, record: Record, column: str, kinds: set[str], html_brea
 def short_hash(content: bytes) -> int:
     """64 bits: among a million rows two differing ones share them once in 40 million data sets."""
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+
+
+def subject(source: str, targets: Sequence[str]) -> str:
+    """What rows that belong together have in common: their source, or the text itself where there is no source."""
+    return source or next(iter(targets), "")
 
 
 def source_hash(source: str) -> int:

@@ -85,8 +85,8 @@ class Split:
 
     @property
     def source_hashes(self) -> NDArray[np.uint64]:
-        """[rows]: a hash of each source's words."""
-        return np.array([source_hash(example.source) for example in self.examples], dtype=np.uint64)
+        """[rows]: a hash of the words of each source, or of the text itself where there is none."""
+        return np.array([source_hash(example.subject) for example in self.examples], dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def index_split(data: DataSettings, split: str) -> StreamedSplit:
     key = {
         "rows": place.fingerprint(),
         "part": split if place.single_file else None,
-        "columns": data.columns,
+        "columns": [data.source, data.target, data.messages],
         "policies": policies_of(data),
         "max_rows": data.max_rows(split),
     }
@@ -188,7 +188,7 @@ def records_of_part(
     records: Iterable[Record], data: DataSettings, split: str, bounds: tuple[int, int]
 ) -> Iterator[Record]:
     """Those of a single file's records that belong to the split."""
-    return (record for record in records if part_of(clean_row(record, data).source, bounds) == split)
+    return (record for record in records if part_of(clean_row(record, data).subject, bounds) == split)
 
 
 def write_index(folder: Path, place: Place, data: DataSettings, split: str) -> Facts:
@@ -198,7 +198,7 @@ def write_index(folder: Path, place: Place, data: DataSettings, split: str) -> F
         rows = chosen_rows(place, data, split, findings)
         while chunk := list(islice(rows, 1000)):
             numbers.append([example.row for example in chunk])
-            hashes.append(np.array([source_hash(example.source) for example in chunk], dtype=np.uint64))
+            hashes.append(np.array([source_hash(example.subject) for example in chunk], dtype=np.uint64))
             for example in chunk:
                 digest.update(example.line())
                 if example.targets:

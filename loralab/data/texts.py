@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loralab.data.readers import READERS, numbered_lines, suffix_of
+from loralab.data.chat import request_of
+from loralab.data.readers import READERS, Record, numbered_lines, suffix_of
 from loralab.data.rows import check_columns, source_text
 from loralab.errors import DataError, nearest
 
@@ -37,13 +38,23 @@ class Texts:
         return file.getvalue()
 
 
+def _text_of(record: Record, column: str, chat: bool) -> str:
+    """That of the column; a conversation stays one, as JSON."""
+    value = record.cells[column]
+    if chat and isinstance(value, list):
+        return request_of(value, f"{record.where}: column {column!r}")
+    return source_text(record, column)
+
+
 def _cell(value: object) -> object:
     """A list or a mapping goes into a CSV as JSON."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
-def read_texts(place: str, column: str) -> Texts:
+def read_texts(place: str, column: str, chat: bool = False) -> Texts:
     """The rows of a file: of a .jsonl, .jsonl.gz or .csv with its `column`; of a .txt, or of stdin for `-`, one a line.
+
+    With `chat` the column holds conversations, or a user's message each.
 
     Raises:
         DataError: the file cannot be read, lacks the column, has a column `prediction` already, or holds no text at all.
@@ -56,7 +67,7 @@ def read_texts(place: str, column: str) -> Texts:
             check_columns(record, column)
             if PREDICTION in record.cells:
                 raise DataError(f"{record.where}: there is a column {PREDICTION!r} already. Rename or remove it.")
-        texts = Texts([record.cells for record in records], [source_text(record, column) for record in records])
+        texts = Texts([record.cells for record in records], [_text_of(record, column, chat) for record in records])
     elif suffix == ".txt" or place == "-":
         lines = read_stdin().splitlines() if place == "-" else [line for _, line in numbered_lines(path)]
         lines = [line.rstrip("\r\n") for line in lines]

@@ -7,3 +7,14 @@ from loralab.families import t5
 
 # Where LoRA goes when a recipe names no rules, by Hugging Face's `model_type`.
 DEFAULT_RULES: dict[str, tuple[str, ...]] = {"t5": t5.DEFAULT_RULES}
+
+# And in any other family of Transformers': the queries and values of attention, under the first names that it has.
+ATTENTION_RULES: tuple[tuple[str, ...], ...] = (
+    ("q_proj", "v_proj"),  # Llama, Mistral, Qwen, Gemma, OPT, BART, …
+    ("c_attn",),  # GPT-2: q, k and v in one matrix
+    ("query_key_value",),  # GPT-NeoX, BLOOM, Falcon
+    ("qkv_proj",),  # Phi-3, CodeGen
+    ("Wqkv",),  # MPT
+    ("q", "v"),  # mT5 and other relatives of T5
+    ("query", "value"),  # BERT and its relatives
+)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from loralab import adapter as files
 from loralab.adapter import AdapterFiles
 from loralab.errors import AdapterError, TargetError
-from loralab.families import DEFAULT_RULES
+from loralab.families import ATTENTION_RULES, DEFAULT_RULES
 from loralab.fingerprint import Fingerprint, take
 from loralab.on_torch.describe import adapter_table
 from loralab.on_torch.linear import LINEAR, WRAPPABLE, dense_weight, write_dense_weight
@@ -121,7 +121,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
 
 
 def _targets(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) -> list[str]:
-    rules = spec.rules if spec.rules is not None else DEFAULT_RULES.get(model_type(model))
+    rules = spec.rules if spec.rules is not None else _default_rules(model, modules)
     if not rules:
         raise TargetError(
             f"loralab has no default rules for {type(model).__name__}: say which modules to adapt, such as rules=['all-linear']."
@@ -133,6 +133,15 @@ def _targets(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) ->
     if spec.use_dora and (embeddings := [name for name in targets if isinstance(modules[name], nn.Embedding)]):
         raise TargetError(f"use_dora adapts linear modules only; {embeddings[0]!r} is an Embedding.")
     return targets
+
+
+def _default_rules(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, ...] | None:
+    """The family's, or those of attention in a model of Transformers'."""
+    kind = model_type(model)
+    if not kind or kind in DEFAULT_RULES:
+        return DEFAULT_RULES.get(kind)
+    leaves = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, WRAPPABLE)}
+    return next((rules for rules in ATTENTION_RULES if leaves.issuperset(rules)), None)
 
 
 def _describe(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Module]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loralab.on_torch.causal import inputs_of
+
 
 @torch.no_grad()
 def first_not_finite(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> str:
@@ -31,8 +33,8 @@ def first_not_finite(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor, T
         if name
     ]
     try:
-        for input_ids, attention_mask, labels in batches:
-            model(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+        for source_ids, source_mask, labels in batches:
+            model(**inputs_of(model, source_ids, source_mask, labels))
     finally:
         for hook in hooks:
             hook.remove()

@@ -107,8 +107,16 @@ def _load_with_transformers(
         raise ModelError(
             f"{folder}/config.json names the architectures {names}; Transformers {transformers.__version__} has none of them."
         )
+    model: nn.Module
     with quiet_transformers():
-        model: nn.Module = classes[0].from_pretrained(folder, dtype=dtype or "auto", local_files_only=True)
+        model, found = classes[0].from_pretrained(
+            folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of the weights that a {classes[0].__name__} has, such as {missing[0]}; "
+            "they would be random. Is its config.json that of another class?"
+        )
     return model.to(device).eval()
 
 

@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 from loralab.config import Recipe
 from loralab.data.batches import Batch
+from loralab.data.chat import Chat
+from loralab.data.encode import prompt_of
 from loralab.decoding import Decoding
 from loralab.engine import Proof, Step
+from loralab.on_torch import causal
 from loralab.on_torch.attach import Adapter, attach
 from loralab.on_torch.device import choose_device, choose_dtype
 from loralab.on_torch.diagnose import first_not_finite
 from loralab.on_torch.dropout import Dropout
 from loralab.on_torch.generate import generate_ids
+from loralab.on_torch.kinds import check_kind, check_looks_back
 from loralab.on_torch.load import load_tokenizer, load_weights, model_folder, save_model
 from loralab.on_torch.loss import log_probabilities, smoothed
 from loralab.on_torch.memory import peak_memory
@@ -42,6 +46,8 @@ def token_losses(
     """Cross-entropy of each real target token, [N], row by row."""
     if isinstance(model, T5):
         return model.token_losses(input_ids, attention_mask, labels, smoothing)
+    if causal.is_causal(model):
+        return causal.token_losses(model, input_ids, attention_mask, labels, smoothing)
     logits_BTV = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).logits
     real_BT = labels != IGNORED
     return smoothed(log_probabilities(logits_BTV[real_BT]), labels[real_BT], smoothing)
@@ -53,12 +59,21 @@ class TorchEngine:
     def __init__(self, recipe: Recipe, base: str, trained: Path | None, start: Path | None = None) -> None:
         """`base`: the model's folder or hub id. `trained`: an adapter to put on it; `start`: one whose weights a fresh one takes."""
         self.recipe, self.folder = recipe, model_folder(base)
+        check_kind(self.folder)
         self._device = choose_device(recipe.model.device)
         self._dtype, self.dtype_reason = choose_dtype(recipe.model.dtype, self._device)
         self.device, self.dtype = str(self._device), str(self._dtype).removeprefix("torch.")
         self.model = load_weights(self.folder, self._dtype, self._device)
         self.model.name_or_path = recipe.model.name  # type: ignore[assignment]
         self.tokenizer = load_tokenizer(self.folder)
+        self.causal = causal.is_causal(self.model)
+        self.positions = causal.positions(self.model)
+        self.prompt = prompt_of(recipe.data, self.tokenizer, self.causal)
+        if self.causal:
+            check_looks_back(self.model)
+            causal.stop_at(
+                self.model, self.prompt.end if isinstance(self.prompt, Chat) else self.tokenizer.eos_token_id
+            )
         torch.manual_seed(recipe.training.one_seed)
         self.adapter = self._prepare(trained)
         if start is not None:
@@ -182,8 +197,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        input_ids, attention_mask, labels = self._tensors(batch)
-        logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).logits
+        logits: Tensor = model(**causal.inputs_of(model, *self._tensors(batch))).logits
         return logits.float()
 
     def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,15 +214,20 @@ def checkpoint_activations(model: nn.Module) -> None:
     if isinstance(model, T5):
         model.encoder.checkpointing = model.decoder.checkpointing = True
     else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        newer = getattr(model, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
 
 
 def _set_dropout(model: nn.Module, rate: float) -> None:
+    """Everywhere: our modules, PyTorch's, and the rates that Transformers' modules keep as plain numbers."""
     for module in model.modules():
         if isinstance(module, Dropout):
             module.rate = rate
         elif isinstance(module, nn.Dropout):
             module.p = rate
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, rate)
 
 
 def open_engine(recipe: Recipe, base: Path | None = None, start: Path | None = None) -> TorchEngine:
