@@ -26,8 +26,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-test: setup ## every test, without a network
-	$(BIN)/pytest -q
+test: setup ## every test, without a network; a process for each core, with a thread each
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses auto --dist loadfile
 
 torture: setup ## a run killed 200 times at random moments, and what became of it
 	LORALAB_KILLS=200 $(BIN)/pytest -q tests/test_resume.py -k killed

@@ -258,7 +258,7 @@ def test_a_chat_is_learnt_and_its_answers_stop(recipe: Path) -> None:
 def test_messages_stand_alone_in_a_recipe(recipe: Path) -> None:
     with pytest.raises(RecipeError, match="data: messages and source, prompt are both given; messages stand alone"):
         load_recipe(recipe, ["data.source=text", "data.prompt=Say {text}"])
-    with pytest.raises(RecipeError, match="data.target: missing; name the column"):
+    with pytest.raises(RecipeError, match=r"data\.target: missing; name the column"):
         load_recipe(recipe, ["data.messages=null", "data.source=a", "data.target=null"])
     assert load_recipe(recipe).variant is not None
 

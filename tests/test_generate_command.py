@@ -132,7 +132,7 @@ def test_a_file_goes_in_and_comes_out_with_a_column_more(
     assert [row["source"] for row in rows] == TEXTS and [row["prediction"] for row in rows] == expected
     assert name == "rows.txt" or [str(row["id"]) for row in rows] == ["0", "1", "2"]
     assert {file.name for file in tmp_path.iterdir()} == {name, out}
-    assert "generate  3/3" in capsys.readouterr().err, "progress goes to stderr"
+    assert "generate 3/3" in capsys.readouterr().err, "progress goes to stderr"
 
 
 def test_a_row_without_text_keeps_its_place(
@@ -250,7 +250,11 @@ def test_the_same_text_asked_twice_is_drawn_twice(base: Path, monkeypatch: pytes
         ({"texts": ["a", " "]}, "The text of --text number 2 is empty"),
         ({"texts": ["a"], "sample": "test"}, "--text and --sample are both given; give one of them"),
         ({"input": "missing.jsonl"}, "missing.jsonl: cannot be read"),
-        ({"input": "rows.parquet"}, "expected a file that ends in .jsonl, .jsonl.gz, .csv, .txt, or - for stdin"),
+        ({"input": "rows.parquet"}, "rows.parquet: there is no such file"),
+        (
+            {"input": "rows.docx"},
+            "expected a file that ends in .jsonl, .jsonl.gz, .csv, .csv.gz, .parquet, .txt, or - for stdin",
+        ),
         ({"input": "empty.jsonl"}, "empty.jsonl: there is no text to answer in its 0 rows"),
         ({"input": "blank.txt"}, "blank.txt: there is no text to answer in its 2 rows"),
         ({"input": "other.csv"}, "other.csv, line 2: no column 'source' (Did you mean 'sauce'?)"),

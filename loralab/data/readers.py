@@ -92,6 +92,8 @@ def parquet_records(path: Path) -> Iterator[Record]:
                 for cells in batch.to_pylist():
                     number += 1
                     yield Record(number, f"{path}, row {number}", cells)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file.") from error
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}, after row {number}: not Parquet, or damaged ({reason}). Write it again.") from error
