@@ -241,7 +241,7 @@ def test_mistakes_leave_nothing_behind(settings: dict[str, Any], data_folder: Pa
         (["data.target=summary"], "target means nothing with an objective"),
         (["data.prompt=Do: {source}"], "prompt means nothing with an objective"),
         (["data.max_source_length=p85"], "numbers of tokens, no percentiles"),
-        (["data.objective=null"], "data.target: missing; the recipe must give it"),
+        (["data.objective=null"], "data.target: missing; name the column"),
         (["evaluation.metrics=[rouge]"], "with data.objective only the loss is measured"),
         (["training.method=lora", "model={name: x}"], "optimizer.scale_parameter is for training.method full"),
         (["model.sizes.layer=3"], "model.sizes.layer: unknown key. Did you mean 'layers'"),

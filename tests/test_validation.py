@@ -206,7 +206,7 @@ def test_epochs_are_counted_in_steps() -> None:
         ("validation.metric=rouge2", "the metric 'rouge2' is not measured. Add rouge to validation.metrics."),
         ("validation.metric=los", "the metric 'los' is not measured. Did you mean 'loss'?"),
         ("validation.metrics=[rogue]", "unknown metric 'rogue'. Did you mean 'rouge'?"),
-        ("validation.every=0", "validation.every: expected greater than 0"),
+        ("validation.every=0", "validation.every: expected 'epoch' or greater than 0"),
         ("validation.evry=5", "validation.evry: unknown key. Did you mean 'every'?"),
         ("training.trackers=[tensorbord]", "expected 'tensorboard' or 'wandb'"),
     ],
