@@ -11,17 +11,16 @@ ends before its last token.
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 from argparse import Namespace
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peers import arguments, machine, make_base, race, ratio, recipe_for, say, seconds
+from peers import GRID, Setting, arguments, machine, make_base, race, ratio, recipe_for, say, seconds
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from loralab.data.encode import encode_sources
@@ -31,24 +30,6 @@ from loralab.decoding import Decoding
 from loralab.on_torch.device import choose_device
 from loralab.on_torch.generate import pad
 from loralab.on_torch.step import TorchEngine, open_engine
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How the peer is run."""
-
-    dtype: str
-    attention: str
-    order: str
-
-    def __str__(self) -> str:
-        return f"{self.dtype}, {self.attention}, {self.order}"
-
-
-GRID = [
-    Setting(*choice)
-    for choice in itertools.product(("fp32", "autocast", "bf16 weights"), ("eager", "sdpa"), ("random", "by length"))
-]
 
 
 class Peer:

@@ -7,12 +7,14 @@ in the published prompt and T5's tokens.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,24 @@ SMALL = {
 }
 
 Turn = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the peer is run."""
+
+    dtype: str
+    attention: str
+    order: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype}, {self.attention}, {self.order}"
+
+
+GRID = [
+    Setting(*choice)
+    for choice in itertools.product(("fp32", "autocast", "bf16 weights"), ("eager", "sdpa"), ("random", "by length"))
+]
 
 
 def arguments(about: str) -> argparse.ArgumentParser:

@@ -14,21 +14,19 @@ batches. Useful tokens are real source and target tokens, padding left out.
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import peft
 import torch
-from peers import arguments, machine, make_base, race, ratio, recipe_for, say, seconds
+from peers import GRID, Setting, arguments, machine, make_base, race, ratio, recipe_for, say, seconds
 from peft import LoraConfig, get_peft_model
 from transformers import T5ForConditionalGeneration
 
@@ -44,22 +42,6 @@ RATE = 1e-3
 PUBLISHED_ROWS, PUBLISHED_SOURCE, PUBLISHED_TARGET = 8, 512, 128
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How the peer is run."""
-
-    dtype: str
-    attention: str
-    order: str
-
-    def __str__(self) -> str:
-        return f"{self.dtype}, {self.attention}, {self.order}"
-
-
-GRID = [
-    Setting(*choice)
-    for choice in itertools.product(("fp32", "autocast", "bf16 weights"), ("eager", "sdpa"), ("random", "by length"))
-]
 PUBLISHED = Setting("fp32", "eager", "padded to the maximum")
 
 

@@ -24,19 +24,30 @@ from typing import Any
 import numpy as np
 
 from loralab.config import Recipe
-from loralab.curves import turn_of
+from loralab.curves import first_turn
 from loralab.data.splits import Split, StreamedSplit
 from loralab.epochs import by_epoch
 from loralab.errors import RecipeError, Stopped
 from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score, source_texts, stack
 from loralab.metrics.floors import constant, lead
+from loralab.plot import read_curves
 from loralab.progress import clock, say
 from loralab.recipe_file import to_yaml
-from loralab.run import RECIPE, RECORD, check_free, new_folder, read_record, write_json, write_recipe, write_text
+from loralab.run import (
+    METRICS,
+    RECIPE,
+    RECORD,
+    check_free,
+    new_folder,
+    read_record,
+    write_json,
+    write_recipe,
+    write_text,
+)
 from loralab.samples import IN_FILE, IN_TERMINAL, markdown, read_samples
 from loralab.table import Row, empty_row, latex_table, markdown_table
 from loralab.train import describe_rows, read_training_rows
-from loralab.variants import Run, plan_runs, set_aside
+from loralab.variants import RECIPES, Run, plan_runs, set_aside
 
 STOPPED = 130  # the exit code of a run that was stopped after saving
 FLOORS = {"lead": "first two turns", "constant": "one sentence"}
@@ -101,7 +112,7 @@ def run_all(runs: Sequence[Run], folder: Path) -> dict[str, str]:
 
 def _run(run: Run, folder: Path) -> str | None:
     """Runs `loralab train` in a process; why it failed, where it did."""
-    recipe_file = folder / "recipes" / f"{run.name.replace('/', '-')}.yaml"
+    recipe_file = folder / RECIPES / f"{run.name.replace('/', '-')}.yaml"
     recipe_file.parent.mkdir(exist_ok=True)
     write_text(recipe_file, to_yaml(run.recipe))
     again = ["--resume"] if (run.folder / RECIPE).exists() else []
@@ -144,7 +155,7 @@ def gather(
         "out": str(folder),
         "rows": table,
         "epochs": by_epoch({name: [run.folder for run in some] for name, some in finished.items()}),
-        "turns": {run.name: str(turn) for some in finished.values() for run in some if (turn := turn_of(run.folder))},
+        "turns": _turns([run for some in finished.values() for run in some]),
         "samples": [asdict(sample) for sample in read_samples(_first_runs(finished), IN_TERMINAL)],
         "failures": {str(Path(place).relative_to(folder)): reason for place, reason in failures.items()},
         "constant": sentence,
@@ -156,6 +167,13 @@ def gather(
 
 def _finished(runs: Sequence[Run], variant: str) -> list[Run]:
     return [run for run in runs if run.variant == variant and (run.folder / RECORD).exists()]
+
+
+def _turns(runs: Sequence[Run]) -> dict[str, str]:
+    """Run -> where its training loss began to rise again, in words."""
+    curves = {run.name: read_curves(run.folder) for run in runs if (run.folder / METRICS).exists()}
+    turns = {name: first_turn(each.losses.tolist(), each.rates.tolist()) for name, each in curves.items()}
+    return {name: str(turn) for name, turn in turns.items() if turn is not None}
 
 
 def _first_runs(finished: dict[str, list[Run]]) -> dict[str, Path]:
@@ -173,6 +191,7 @@ def _row(name: str, recipe: Recipe, runs: Sequence[Run], scores: Scores | None, 
     peaks = [record.get("training_peak_memory_bytes", record["peak_memory_bytes"]) for record in records]
     row = {**empty_row(name, method), **{key: records[0][key] for key in keys if key in records[0]}}
     row |= {key: float(np.mean([record.get(key, 0) for record in records])) for key in ("adapter_bytes", "seconds")}
+    row["adapter_bytes"] = round(row["adapter_bytes"])
     row |= {"seeds": [run.seed for run in runs], "runs": [str(run.folder) for run in runs]}
     row["peak_memory_bytes"] = max(peaks)
     row["seconds_before"] = float(np.mean([_seconds_before(run) for run in runs]))

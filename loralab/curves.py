@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from loralab.run import METRICS, read_lines
 
 Floats = NDArray[np.float64]
 
@@ -39,14 +36,6 @@ class Turn:
             f"the training loss began to rise again at step {self.step}, at a learning rate of {self.learning_rate:.2g}: "
             f"from {self.loss:.3f} to {self.peak_loss:.3f} at step {self.peak_step}"
         )
-
-
-def turn_of(run: Path) -> Turn | None:
-    """The turn of a run's training loss."""
-    if not (run / METRICS).exists():
-        return None
-    lines = read_lines(run / METRICS)
-    return first_turn([line["loss"] for line in lines], [line["learning_rate"] for line in lines])
 
 
 def window_of(steps: int) -> int:

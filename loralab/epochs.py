@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from loralab.metrics import COLUMNS
 from loralab.run import VALIDATION, read_lines
 from loralab.table import layout
+from loralab.validation import Line, best_of
 
-Line = dict[str, Any]
 MOST = 12  # validations that are shown; of more, evenly chosen ones and the last
 
 
@@ -33,13 +32,6 @@ def _mean(lines: Sequence[Line]) -> Line:
     }
 
 
-def best_line(lines: Sequence[Line], column: str) -> Line | None:
-    """The best by this column, the first of equals."""
-    known = [line for line in lines if column in line]
-    sign = 1 if COLUMNS[column].better == "lower" else -1
-    return min(known, key=lambda line: sign * float(line[column]), default=None)
-
-
 def epochs_table(measured: Mapping[str, Sequence[Line]], column: str) -> str:
     """One row a variant, one column a validation; an asterisk at the best. Empty where no variant has two."""
     longest = max(measured.values(), key=len, default=[])
@@ -54,5 +46,5 @@ def epochs_table(measured: Mapping[str, Sequence[Line]], column: str) -> str:
 def _cell(lines: Sequence[Line], place: int, column: str) -> list[str]:
     if place >= len(lines) or column not in lines[place]:
         return ["-"]
-    star = "*" if lines[place] is best_line(lines, column) else ""
+    star = "*" if lines[place] is best_of(lines, column) else ""
     return [f"{lines[place][column]:.{COLUMNS[column].digits}f}{star}"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loralab.curves import first_turn
+from loralab.curves import first_turn, smooth
 from loralab.metrics import COLUMNS
 from loralab.plot import (
     COLOURS,
@@ -22,10 +22,10 @@ from loralab.plot import (
     mark,
     read_curves,
     side_by_side,
-    smoothed,
     write_figure,
 )
 from loralab.run import METRICS
+from loralab.validation import best_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ def draw_all_losses(curves: Mapping[str, Curves], file: Path) -> Path:
     for name, colour in colours(list(curves)).items():
         each = curves[name]
         draw_losses(by_step, name, each, colour)
-        by_rate.plot(each.rates, smoothed(each.losses), color=colour, linewidth=1.5, label=name)
+        by_rate.plot(each.rates, smooth(each.losses), color=colour, linewidth=1.5, label=name)
         if turn := first_turn(each.losses.tolist(), each.rates.tolist()):
             mark(by_step, f"{name} turns at step {turn.step}", turn.step, turn.loss, colour)
             mark(by_rate, f"{name} turns at {turn.learning_rate:.2g}", turn.learning_rate, turn.loss, colour)
@@ -92,9 +92,7 @@ def draw_epochs(curves: Mapping[str, Curves], file: Path) -> Path:
 
 
 def _mark_best(axes: Axes, curves: Curves, column: str, colour: str) -> None:
-    points = [line for line in curves.validations if line.get(column) is not None]
-    if points:
-        best = (min if COLUMNS[column].better == "lower" else max)(points, key=lambda line: float(line[column]))
+    if (best := best_of(curves.validations, column)) is not None:
         mark(axes, "_best", best["step"], best[column], colour)  # a leading underscore keeps it out of the legend
 
 

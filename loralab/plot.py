@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loralab.curves import smooth
 from loralab.metrics import COLUMNS
 from loralab.run import CURVES, METRICS, VALIDATION, read_lines, write_bytes
 from loralab.validation import best_of
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#555555"
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY)
-SMOOTHED_OVER = 0.05  # of the steps
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,10 @@ def read_curves(run: Path) -> Curves:
     return Curves(steps, losses, rates, read_lines(run / VALIDATION) if (run / VALIDATION).exists() else [])
 
 
-def smoothed(values: Floats) -> Floats:
-    """Exponentially weighted means over about a twentieth of the steps, as light at the start as there are values."""
-    keep = 1 - 1 / max(1.0, SMOOTHED_OVER * len(values))
-    means, total, weight = np.empty_like(values), 0.0, 0.0
-    for i, value in enumerate(values):
-        total, weight = keep * total + value, keep * weight + 1
-        means[i] = total / weight
-    return means
-
-
 def draw_losses(axes: Axes, label: str, curves: Curves, colour: str) -> None:
     """The loss of each step, thin, and its smoothed course."""
     axes.plot(curves.steps, curves.losses, color=colour, linewidth=0.7, alpha=0.35)
-    axes.plot(curves.steps, smoothed(curves.losses), color=colour, linewidth=1.8, label=label)
+    axes.plot(curves.steps, smooth(curves.losses), color=colour, linewidth=1.8, label=label)
 
 
 def draw_validations(axes: Axes, label: str, curves: Curves, column: str, colour: str, size: float = 4.5) -> None:

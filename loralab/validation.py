@@ -104,7 +104,7 @@ def epochs_done(step: int, epoch_ends: Sequence[int]) -> float:
 
 def best_of(validations: Sequence[Line], metric: str) -> Line | None:
     """The best by this column, the first of equals; None where no value is finite."""
-    known = [line for line in validations if line[metric] is not None]
+    known = [line for line in validations if line.get(metric) is not None]
     sign = 1 if COLUMNS[metric].better == "lower" else -1
     return min(known, key=lambda line: sign * line[metric], default=None)
 

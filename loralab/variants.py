@@ -10,6 +10,8 @@ from loralab.config import Recipe
 from loralab.errors import RecipeError, nearest
 from loralab.run import RECORD, changed_settings
 
+RECIPES, REPLACED = TAKEN = ("recipes", "replaced")  # folders of a comparison beside those of its variants
+
 
 @dataclass(frozen=True)
 class Run:
@@ -42,8 +44,11 @@ def plan_runs(recipe: Recipe, out: Path) -> list[Run]:
     """Every run of a comparison, each after the one that it starts from, otherwise in the order of the recipe.
 
     Raises:
-        RecipeError: a variant starts from nothing that is there, from itself in a circle, or from a seed that is not run.
+        RecipeError: a variant has a name that is taken, or starts from nothing that is there, from itself in a circle,
+            or from a seed that is not run.
     """
+    if taken := [name for name in recipe.variants if name in TAKEN]:
+        raise RecipeError(f"A variant cannot be called {taken[0]!r}: a comparison keeps a folder of that name.")
     variants = {name: recipe.variant(name) for name in recipe.variants}
     return [run for name in ordered(variants) for run in _runs_of(name, variants, out)]
 
@@ -108,7 +113,7 @@ def _start_of(name: str, seed: int, variants: dict[str, Recipe], out: Path) -> P
 def set_aside(run: Path, out: Path) -> Path:
     """Moves a run's folder out of the way, so that nothing is lost; returns where it is now."""
     number = 1
-    while (place := out / "replaced" / f"{run.relative_to(out).as_posix().replace('/', '-')}-{number}").exists():
+    while (place := out / REPLACED / f"{run.relative_to(out).as_posix().replace('/', '-')}-{number}").exists():
         number += 1
     place.parent.mkdir(exist_ok=True)
     run.rename(place)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from loralab.curves import first_turn, smooth
-from loralab.epochs import best_line, epochs_table
+from loralab.epochs import epochs_table
 from loralab.pictures import unbeaten
 from loralab.pilot import best, further, next_rate
+from loralab.validation import best_of
 
 
 def test_a_turn_is_found_where_it_is() -> None:
@@ -59,7 +60,7 @@ def test_the_pareto_front() -> None:
 
 def test_the_table_by_epoch_marks_the_best() -> None:
     lines = [{"step": n, "epoch": n, "loss": loss, "rouge2": -loss} for n, loss in ((1, 3.0), (2, 2.0), (3, 2.5))]
-    assert best_line(lines, "loss") == best_line(lines, "rouge2") == lines[1]
+    assert best_of(lines, "loss") == best_of(lines, "rouge2") == lines[1]
     table = epochs_table({"a": lines, "b": lines[:2]}, "loss").splitlines()
     assert table[1].split() == ["loss", "1", "2", "3"]
     assert table[3].split() == ["a", "3.000", "2.000*", "2.500"] and table[4].split() == ["b", "3.000", "2.000*", "-"]

@@ -12,28 +12,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import LAYOUTS, end_with, make_t5
+from tiny import CPU, LAYOUTS, end_with, make_t5, ours, theirs
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from loralab import LoRASpec, UserError, attach, generate, load_model
 from loralab.decoding import Decoding
 from loralab.on_torch.generate import generate_ids, pad
-from loralab.on_torch.load import load_weights
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.models.t5_decoding import next_logits, start
-
-CPU = torch.device("cpu")
-
-
-def ours(folder: Path) -> T5:
-    model = load_weights(folder, torch.float32, CPU)
-    assert isinstance(model, T5)
-    return model
-
-
-def theirs(folder: Path) -> T5ForConditionalGeneration:
-    return T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def expected(

@@ -28,10 +28,10 @@ LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"spec", "model_settings", "decoding", "config", "recipe_file", "metrics", "embedded"},
     {"targets", "fingerprint", "adapter", "data", "families", "run", "progress", "schedule", "table", "trackers"},
-    {"engine", "curves", "samples", "epochs"},
+    {"engine", "curves", "samples"},
     {"checkpoint", "loop", "evaluate", "validation", "plot", "pilot", "predictions", "scratch"},
     {"train", "use", "answer", "score"},
-    {"compare", "report", "variants", "pictures", "plan"},
+    {"epochs", "compare", "report", "variants", "pictures", "plan"},
     {"cli", "__main__"},
 )
 # Each engine: what it may import of the layers, and the frameworks that are its own.

@@ -13,8 +13,9 @@ import pytest
 
 from loralab import progress
 from loralab.checkpoint import Position
+from loralab.curves import smooth
 from loralab.loop import _notes
-from loralab.plot import Curves, draw_run, smoothed, write_curves
+from loralab.plot import Curves, draw_run, write_curves
 from loralab.progress import Progress
 from loralab.recipe_file import load_recipe
 from loralab.run import write_lines
@@ -40,7 +41,7 @@ def test_everything_that_was_measured_is_drawn(metric: str, panel: int, best: tu
     losses, scores, rates = draw_run(Curves(X, LOSSES, RATES, VALIDATIONS), "a run", metric).axes
     raw, thick = (line.get_xydata() for line in losses.lines[:2])
     np.testing.assert_array_equal(raw, np.stack([X, LOSSES], axis=1))
-    np.testing.assert_array_equal(thick, np.stack([X, smoothed(LOSSES)], axis=1))
+    np.testing.assert_array_equal(thick, np.stack([X, smooth(LOSSES)], axis=1))
     assert drawn(losses)["validation"] == [(3, 3.0), (6, 2.0), (9, 2.5)]
     assert drawn(scores)["ROUGE-2"] == [(3, 5.0), (9, 4.0)], "what was not finite is left out"
     np.testing.assert_array_equal(rates.lines[0].get_xydata(), np.stack([X, RATES], axis=1))
@@ -53,15 +54,6 @@ def test_everything_that_was_measured_is_drawn(metric: str, panel: int, best: tu
 def test_without_validations_there_is_nothing_but_loss_and_rate() -> None:
     losses, rates = draw_run(Curves(X, LOSSES, RATES, []), "a run", "loss").axes
     assert len(losses.lines) == 3 and len(rates.lines) == 1 and drawn(losses)["validation"] == []
-
-
-def test_smoothing_is_a_weighted_mean_of_the_past() -> None:
-    values = np.random.default_rng(0).normal(size=200)
-    means = smoothed(values)
-    for i in (0, 1, 7, 199):  # a twentieth of 200 steps: each step back weighs 9/10
-        weights = 0.9 ** np.arange(i, -1, -1)
-        assert means[i] == pytest.approx((weights * values[: i + 1]).sum() / weights.sum(), rel=1e-12)
-    np.testing.assert_array_equal(smoothed(LOSSES), LOSSES)  # a short run is drawn as it is
 
 
 def test_the_picture_is_800_pixels_wide(tmp_path: Path) -> None:

@@ -10,27 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import LAYOUTS, make_t5, shard
+from tiny import CPU, LAYOUTS, make_t5, ours, shard, theirs
 from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
 
 from loralab.errors import ModelError
 from loralab.families.t5 import SIZES, parse_config
 from loralab.on_torch.generate import pad
 from loralab.on_torch.load import load_model, load_weights, model_folder, save_model
 from loralab.on_torch.models.t5 import T5
-
-CPU = torch.device("cpu")
-
-
-def ours(folder: Path) -> T5:
-    model = load_weights(folder, torch.float32, CPU)
-    assert isinstance(model, T5)
-    return model
-
-
-def theirs(folder: Path) -> T5ForConditionalGeneration:
-    return T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def rows(vocabulary: int, batch: int = 4, source: int = 150, target: int = 140) -> tuple[Tensor, Tensor, Tensor]:

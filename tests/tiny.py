@@ -21,7 +21,21 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from loralab.on_torch.load import load_weights
+from loralab.on_torch.models.t5 import T5
+
 LAYOUTS = ("tied-scaled", "tied-unscaled", "untied")
+CPU = torch.device("cpu")
+
+
+def ours(folder: Path) -> T5:
+    model = load_weights(folder, torch.float32, CPU)
+    assert isinstance(model, T5)
+    return model
+
+
+def theirs(folder: Path) -> T5ForConditionalGeneration:
+    return T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def make_t5(
