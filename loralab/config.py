@@ -8,202 +8,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from loralab.data_settings import DataSettings
 from loralab.decoding import Decoding
 from loralab.errors import RecipeError, nearest
 from loralab.metrics import COLUMNS, METRICS
 from loralab.model_settings import Count, ModelSettings, Settings
 from loralab.spec import LoRASpec
+from loralab.training_settings import OptimizerSettings, TrainingSettings
 
-Length = Count | Annotated[str, Field(pattern=r"^p\d\d$")]
-Seed = Annotated[int, Field(ge=0, strict=True)]
 Tree = dict[str, Any]
-TrackerName = Literal["tensorboard", "wandb"]
 
-DEFAULT_TOKENS_PER_BATCH = 4096
-NO_PROMPT = "{source}"
 PUBLISHED_COSTS = {  # figures beside scores that a recipe may quote, and their titles
     "trained_millions": "trained (M)", "gflops": "GFLOPs a step", "memory_gb": "GPU memory (GB)", "minutes": "minutes",
 }  # fmt: skip
-
-
-class DataSettings(Settings):
-    """The data set, its columns, and how a row becomes tokens."""
-
-    name: str
-    """A folder with train, validation and test files (.jsonl, .csv, either .gz, .parquet), one such file, a hub id, or
-    embedded:docstrings, embedded:code."""
-    source: str | None
-    """The column that the model reads; null teaches a decoder-only model whole texts, those of the target."""
-    messages: str | None = None
-    """Instead of both, the column of a chat: a list of {role, content}, of which the last, the assistant's, is learnt."""
-    objective: Literal["span-corruption", "gap-lines", "mixed"] | None = None
-    """How a model learns from plain documents: it writes masked spans (T5), masked lines (as PEGASUS), or both in turn."""
-    target: Annotated[str | None, Field(validate_default=True)] = None
-    """The column that it learns to write; a text, or a list of equally good ones. None with an objective."""
-    prompt: str = NO_PROMPT
-    """What surrounds the source: a template with the source column's name in braces."""
-    max_source_length: Length = 512
-    """In tokens, prompt included; p85 is the 85th percentile of the training rows. Of longer rows the source is cut, never the prompt."""
-    max_target_length: Length = 128
-    """In tokens, the end of the text included; or a percentile, as above."""
-    max_train_rows: Count | None = None
-    """Use only the first rows of the split; null uses all."""
-    max_validation_rows: Count | None = None
-    """The same for the validation split."""
-    max_test_rows: Count | None = None
-    """The same for the test split."""
-    empty_rows: Literal["skip", "stop"] = "skip"
-    """Rows whose source or target is blank or missing."""
-    duplicate_rows: Literal["keep", "skip", "stop"] = "keep"
-    """Rows with the source and the targets of an earlier row, white space apart."""
-    long_rows: Literal["cut", "skip", "stop"] = "cut"
-    """Rows beyond the lengths above. Rows to evaluate are never skipped for their length, but cut."""
-    html_breaks: Literal["keep", "newline", "stop"] = "keep"
-    """`<br />` in a text: stays, or becomes a line end."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _messages_alone(cls, tree: Any) -> Any:
-        """A chat has no other columns, and the tokenizer's template instead of a prompt."""
-        if not isinstance(tree, dict) or tree.get("messages") is None:
-            return tree
-        both = [key for key in ("source", "target", "objective") if tree.get(key) is not None]
-        both += [] if tree.get("prompt", NO_PROMPT) == NO_PROMPT else ["prompt"]
-        if both:
-            raise ValueError(f"messages and {', '.join(both)} are both given; messages stand alone, without the others")
-        return tree | {"source": None, "target": None}
-
-    @field_validator("target")
-    @classmethod
-    def _something_to_learn(cls, target: str | None, info: ValidationInfo) -> str | None:
-        if target is None and info.data.get("objective") is None and info.data.get("messages") is None:
-            raise ValueError(
-                "missing; name the column that the model learns to write, messages for a chat, or an objective"
-            )
-        return target
-
-    @model_validator(mode="after")
-    def _one_task(self) -> DataSettings:
-        if self.objective is None:
-            return self
-        if self.source is None:
-            raise ValueError("source is null; with an objective it names the column of the documents")
-        if self.target is not None:
-            raise ValueError("target means nothing with an objective, which makes targets itself; remove one of them")
-        if self.prompt != NO_PROMPT:
-            raise ValueError("prompt means nothing with an objective; remove one of them")
-        if self.long_rows != "cut":
-            raise ValueError(
-                "long_rows means nothing with an objective, which cuts documents to chunks; remove one of them"
-            )
-        if isinstance(self.max_source_length, str) or isinstance(self.max_target_length, str):
-            raise ValueError(
-                "with an objective max_source_length and max_target_length are numbers of tokens, no percentiles"
-            )
-        return self
-
-    @property
-    def columns(self) -> list[str]:
-        """Those that rows are made of."""
-        return [column for column in (self.source, self.target, self.messages) if column is not None]
-
-    def max_rows(self, split: str) -> int | None:
-        """The bound on the rows of this split."""
-        bound: int | None = getattr(self, f"max_{split}_rows")
-        return bound
-
-
-class TrainingSettings(Settings):
-    """How long, on how much at once, and what is trained."""
-
-    method: Literal["lora", "full", "none"] = "lora"
-    """lora, full (every weight), or none (the base as it is: zero-shot)."""
-    epochs: Count = 1
-    """Passes over the training rows."""
-    batch_size: Count | None = None
-    """Rows a step."""
-    tokens_per_batch: Count | None = None
-    """Or padded tokens a step, source and target together: long rows come in small batches. 4096 where neither is given."""
-    accumulate: Count = 1
-    """Batches a step: their gradients are added up, each target token weighing the same."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the loss that goes to the whole vocabulary instead of the label. Reported losses are without it."""
-    gradient_checkpointing: bool = False
-    """Keep less for the backward pass and compute it again: less memory, about a third more time."""
-    save_every: Count = 200
-    """Steps between two checkpoints, from which `--resume` goes on."""
-    trackers: tuple[TrackerName, ...] = ()
-    """Where curves go besides the run's own files: tensorboard, wandb (online or offline by WANDB_MODE). Each is an extra."""
-    start_from: str | None = None
-    """A finished run or an adapter from whose weights the training starts; in a comparison, another variant."""
-    seed: Seed | Annotated[tuple[Seed, ...], Field(min_length=1)] = 42
-    """Of the order of rows, of dropout, and of LoRA's start. A comparison takes a list too, and trains once for each."""
-
-    @model_validator(mode="after")
-    def _one_size(self) -> TrainingSettings:
-        if self.batch_size and self.tokens_per_batch:
-            raise ValueError("batch_size and tokens_per_batch are both given; set one of them to null")
-        return self
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """All of them, for a comparison."""
-        return self.seed if isinstance(self.seed, tuple) else (self.seed,)
-
-    @property
-    def one_seed(self) -> int:
-        """The seed of a single training.
-
-        Raises:
-            RecipeError: there are several.
-        """
-        if isinstance(self.seed, tuple):
-            raise RecipeError(
-                f"training.seed is the list {list(self.seed)}. A training has one; `loralab compare` runs one for each."
-            )
-        return self.seed
-
-    @property
-    def token_budget(self) -> int | None:
-        """Padded tokens a step, or None where rows are counted."""
-        return self.tokens_per_batch or (None if self.batch_size else DEFAULT_TOKENS_PER_BATCH)
-
-
-class OptimizerSettings(Settings):
-    """AdamW and its learning rate's course."""
-
-    learning_rate: Annotated[float, Field(gt=0)] | Literal["pilot"] = 1e-3
-    """The highest one; LoRA takes about ten times that of full fine-tuning. Or pilot: the best of five, found by short trainings."""
-    scale_parameter: bool = False
-    """Each tensor's rate is also multiplied by the root mean square of its weights, as in T5's own training: for random weights."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled."""
-    lora_plus_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """How many times the rate LoRA's B takes that of the rest (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354)."""
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the steps over which the rate rises from zero."""
-    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Or their number."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How it falls afterwards: to zero, or not at all."""
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """The gradient is shortened to this length; null leaves it."""
-
-    @property
-    def peak(self) -> float:
-        """The learning rate as a number, once a pilot has settled it."""
-        assert isinstance(self.learning_rate, float), "the pilot has not run"
-        return self.learning_rate
-
-    @model_validator(mode="after")
-    def _one_warmup(self) -> OptimizerSettings:
-        if self.warmup_ratio and self.warmup_steps:
-            raise ValueError("warmup_ratio and warmup_steps are both given; set one of them to 0")
-        return self
 
 
 def known_metrics(metrics: tuple[str, ...]) -> tuple[str, ...]:

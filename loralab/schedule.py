@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from loralab.config import OptimizerSettings
+from loralab.training_settings import OptimizerSettings
 
 
 def rate_at(step: int, total: int, settings: OptimizerSettings) -> float:

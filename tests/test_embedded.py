@@ -14,9 +14,9 @@ from typing import Any, cast
 import pytest
 
 from loralab import embedded
-from loralab.config import DataSettings
 from loralab.data.sources import splits_of
 from loralab.data.splits import index_split, read_split
+from loralab.data_settings import DataSettings
 from loralab.embedded import corpus, docstrings, stdlib
 from loralab.embedded.docstrings import REPEATS, WORDS, Row, normal, pairs_of
 from loralab.errors import DataError, ModelError

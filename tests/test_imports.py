@@ -26,7 +26,17 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A new file or folder of loralab/ gets its place here.
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
-    {"spec", "model_settings", "decoding", "config", "recipe_file", "metrics", "embedded"},
+    {
+        "spec",
+        "model_settings",
+        "data_settings",
+        "training_settings",
+        "decoding",
+        "config",
+        "recipe_file",
+        "metrics",
+        "embedded",
+    },
     {"targets", "fingerprint", "adapter", "data", "families", "run", "progress", "schedule", "table", "trackers"},
     {"engine", "curves", "samples"},
     {"checkpoint", "loop", "evaluate", "validation", "plot", "pilot", "predictions", "scratch"},
@@ -37,6 +47,8 @@ LAYERS: tuple[set[str], ...] = (
 # Each engine: what it may import of the layers, and the frameworks that are its own.
 ENGINE_MAY_IMPORT = {
     "model_settings",
+    "data_settings",
+    "training_settings",
     "decoding",
     "errors",
     "spec",

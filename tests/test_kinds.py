@@ -34,9 +34,9 @@ from transformers import (
 )
 
 from loralab import LoRASpec, attach, load_model
-from loralab.config import DataSettings
 from loralab.data.encode import check_lengths, encode_sources, encode_targets, prompt_of
 from loralab.data.prompts import Prompt
+from loralab.data_settings import DataSettings
 from loralab.errors import ModelError, RecipeError
 from loralab.on_torch.kinds import check_kind
 from loralab.on_torch.step import TorchEngine, _set_dropout

@@ -14,7 +14,6 @@ from tiny import make_t5
 from torch import Tensor, nn
 
 from loralab import LoRASpec, attach
-from loralab.config import OptimizerSettings
 from loralab.data.batches import Batch
 from loralab.on_torch import loss as loss_module
 from loralab.on_torch.diagnose import first_not_finite
@@ -24,6 +23,7 @@ from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.optimizer import Optimizer
 from loralab.on_torch.step import TorchEngine, checkpoint_activations, open_engine
 from loralab.recipe_file import load_recipe
+from loralab.training_settings import OptimizerSettings
 
 
 @pytest.fixture

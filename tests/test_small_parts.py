@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from loralab.config import OptimizerSettings
 from loralab.fingerprint import Fingerprint, difference, take
 from loralab.on_torch.attach import fingerprint
 from loralab.on_torch.attention import attention
@@ -22,6 +21,7 @@ from loralab.on_torch.optimizer import Optimizer
 from loralab.progress import Progress, clock
 from loralab.schedule import rate_at
 from loralab.table import layout, memory, p_text
+from loralab.training_settings import OptimizerSettings
 
 # Fingerprints
 

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.config import DataSettings
 from loralab.data.cache import ArrayFile, Facts, cached
 from loralab.data.encode import EncodedSplit, chunks, token_ids, tokenizer_key
 from loralab.data.rows import Findings
 from loralab.data.splits import AnySplit
+from loralab.data_settings import DataSettings
 from loralab.errors import DataError, ModelError, RecipeError
 from loralab.progress import Progress
 

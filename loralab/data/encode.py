@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.config import DataSettings
 from loralab.data.cache import ArrayFile, Facts, cached
 from loralab.data.chat import Chat, encode_answers, encode_conversation, messages_of, open_chat, rendered
 from loralab.data.prompts import Prompt
 from loralab.data.rows import Example, Findings
 from loralab.data.splits import AnySplit
+from loralab.data_settings import DataSettings
 from loralab.errors import DataError, ModelError, RecipeError
 from loralab.progress import Progress
 

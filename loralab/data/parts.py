@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from loralab.config import DataSettings
 from loralab.data.cache import cached
 from loralab.data.rows import clean_row, source_hash, with_columns
 from loralab.data.sources import SPLITS, Place
+from loralab.data_settings import DataSettings
 from loralab.errors import DataError
 
 SHARE = 0.05  # of the sources, for test and for validation each

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.config import DataSettings
 from loralab.data.chat import split_conversation
 from loralab.data.readers import Record
+from loralab.data_settings import DataSettings
 from loralab.errors import DataError, nearest
 
 HTML_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)

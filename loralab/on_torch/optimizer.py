@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from loralab.config import OptimizerSettings
+from loralab.training_settings import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SMALLEST = 1e-3  # root mean square that a tensor counts as at least, so that zeros can move

@@ -1,0 +1,100 @@
+"""The `data` block of a recipe: which rows, which columns, and how a row becomes tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from loralab.model_settings import Count, Settings
+
+Length = Count | Annotated[str, Field(pattern=r"^p\d\d$")]
+
+NO_PROMPT = "{source}"
+
+
+class DataSettings(Settings):
+    """The data set, its columns, and how a row becomes tokens."""
+
+    name: str
+    """A folder with train, validation and test files (.jsonl, .csv, either .gz, .parquet), one such file, a hub id, or
+    embedded:docstrings, embedded:code."""
+    source: str | None
+    """The column that the model reads; null teaches a decoder-only model whole texts, those of the target."""
+    messages: str | None = None
+    """Instead of both, the column of a chat: a list of {role, content}, of which the last, the assistant's, is learnt."""
+    objective: Literal["span-corruption", "gap-lines", "mixed"] | None = None
+    """How a model learns from plain documents: it writes masked spans (T5), masked lines (as PEGASUS), or both in turn."""
+    target: Annotated[str | None, Field(validate_default=True)] = None
+    """The column that it learns to write; a text, or a list of equally good ones. None with an objective."""
+    prompt: str = NO_PROMPT
+    """What surrounds the source: a template with the source column's name in braces."""
+    max_source_length: Length = 512
+    """In tokens, prompt included; p85 is the 85th percentile of the training rows. Of longer rows the source is cut, never the prompt."""
+    max_target_length: Length = 128
+    """In tokens, the end of the text included; or a percentile, as above."""
+    max_train_rows: Count | None = None
+    """Use only the first rows of the split; null uses all."""
+    max_validation_rows: Count | None = None
+    """The same for the validation split."""
+    max_test_rows: Count | None = None
+    """The same for the test split."""
+    empty_rows: Literal["skip", "stop"] = "skip"
+    """Rows whose source or target is blank or missing."""
+    duplicate_rows: Literal["keep", "skip", "stop"] = "keep"
+    """Rows with the source and the targets of an earlier row, white space apart."""
+    long_rows: Literal["cut", "skip", "stop"] = "cut"
+    """Rows beyond the lengths above. Rows to evaluate are never skipped for their length, but cut."""
+    html_breaks: Literal["keep", "newline", "stop"] = "keep"
+    """`<br />` in a text: stays, or becomes a line end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _messages_alone(cls, tree: Any) -> Any:
+        """A chat has no other columns, and the tokenizer's template instead of a prompt."""
+        if not isinstance(tree, dict) or tree.get("messages") is None:
+            return tree
+        both = [key for key in ("source", "target", "objective") if tree.get(key) is not None]
+        both += [] if tree.get("prompt", NO_PROMPT) == NO_PROMPT else ["prompt"]
+        if both:
+            raise ValueError(f"messages and {', '.join(both)} are both given; messages stand alone, without the others")
+        return tree | {"source": None, "target": None}
+
+    @field_validator("target")
+    @classmethod
+    def _something_to_learn(cls, target: str | None, info: ValidationInfo) -> str | None:
+        if target is None and info.data.get("objective") is None and info.data.get("messages") is None:
+            raise ValueError(
+                "missing; name the column that the model learns to write, messages for a chat, or an objective"
+            )
+        return target
+
+    @model_validator(mode="after")
+    def _one_task(self) -> DataSettings:
+        if self.objective is None:
+            return self
+        if self.source is None:
+            raise ValueError("source is null; with an objective it names the column of the documents")
+        if self.target is not None:
+            raise ValueError("target means nothing with an objective, which makes targets itself; remove one of them")
+        if self.prompt != NO_PROMPT:
+            raise ValueError("prompt means nothing with an objective; remove one of them")
+        if self.long_rows != "cut":
+            raise ValueError(
+                "long_rows means nothing with an objective, which cuts documents to chunks; remove one of them"
+            )
+        if isinstance(self.max_source_length, str) or isinstance(self.max_target_length, str):
+            raise ValueError(
+                "with an objective max_source_length and max_target_length are numbers of tokens, no percentiles"
+            )
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """Those that rows are made of."""
+        return [column for column in (self.source, self.target, self.messages) if column is not None]
+
+    def max_rows(self, split: str) -> int | None:
+        """The bound on the rows of this split."""
+        bound: int | None = getattr(self, f"max_{split}_rows")
+        return bound
