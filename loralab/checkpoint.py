@@ -1,6 +1,7 @@
 """Checkpoints of a run in progress: all that is needed to go on as if nothing had happened.
 
     RUN/checkpoints/step-00000120/   state.safetensors (the engine's tensors), position.json (where the loop stands)
+    RUN/checkpoints/rows.json        hashes of the rows that the run began with
 
 A checkpoint is written beside its place and moved there when it is whole, so that one with its name is always good,
 whenever the process is killed. The last two are kept, and that of the best validation where the recipe keeps the best.
@@ -20,9 +21,10 @@ from typing import Any
 
 from loralab.engine import Engine
 from loralab.errors import RunError
+from loralab.run import write_json
 
 FORMAT, KEPT = 2, 2
-FOLDER, STATE, POSITION, LOCK = "checkpoints", "state.safetensors", "position.json", ".lock"
+FOLDER, STATE, POSITION, ROWS, LOCK = "checkpoints", "state.safetensors", "position.json", "rows.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,25 @@ def restore(run: Path, engine: Engine) -> Position:
 def restore_weights(run: Path, engine: Engine, step: int) -> None:
     """Puts the engine back to the checkpoint of one step."""
     engine.load_state(_place(run, step) / STATE)
+
+
+def check_rows(run: Path, hashes: dict[str, str]) -> None:
+    """Keeps the hashes of a new run's rows, and holds those of a run that goes on against them.
+
+    Raises:
+        RunError: they are others than those that the run began with.
+    """
+    file = run / FOLDER / ROWS
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, hashes)
+        return
+    began = json.loads(file.read_text(encoding="utf-8"))
+    if changed := [name for name in hashes if hashes[name] != began.get(name)]:
+        raise RunError(
+            f"{run} began with other rows: those that are {' and '.join(changed)} have changed on disk since. "
+            "Going on would mix the two. Put the old rows back, or start a new run with another --out."
+        )
 
 
 def remove(run: Path) -> None:

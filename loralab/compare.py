@@ -50,7 +50,7 @@ from loralab.train import describe_rows, read_training_rows
 from loralab.variants import RECIPES, Run, plan_runs, set_aside
 
 STOPPED = 130  # the exit code of a run that was stopped after saving
-FLOORS = {"lead": "first two turns", "constant": "one sentence"}
+FLOORS = {"lead": "first two lines", "constant": "one sentence"}
 
 
 def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     folder = place or new_folder(out, recipe.name)  # nothing is left behind by a mistake above
     with checkpoint.locked(folder):
         write_recipe(folder, recipe)
+        checkpoint.check_rows(folder, {what.replace("_", " "): held["hash"] for what, held in about.items()})
         return folder, _run(engine, recipe, material, encoded, lengths, folder, about)
 
 

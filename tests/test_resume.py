@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,14 +150,19 @@ def test_a_full_disk_leaves_the_last_checkpoint(workshop: Path, uninterrupted: P
     same(run, uninterrupted)
 
 
-def test_a_second_process_is_refused(workshop: Path) -> None:
-    process = start(workshop, "train", "tiny.yaml", *LONG, "--out", "busy")
+def test_a_second_process_and_other_rows_are_refused(workshop: Path) -> None:
+    shutil.copytree(workshop / "data", workshop / "rows")
+    process = start(workshop, "train", "tiny.yaml", *LONG, "data.name=rows", "--out", "busy")
     wait_for_step(process, workshop / "busy/metrics.jsonl", 2)
     assert "Another process is at work in busy" in loralab(workshop, "train", "busy", "--resume", code=2).stderr
     process.kill()
     process.communicate()
     with FileLock(workshop / "busy/.lock", timeout=0):
         pass  # the dead process holds nothing
+    rows = workshop / "rows/train.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    done = loralab(workshop, "train", "busy", "--resume", code=2)
+    assert "busy began with other rows: those that are trained on have changed on disk since" in done.stderr
 
 
 def test_resume_wants_the_same_recipe(workshop: Path, uninterrupted: Path) -> None:

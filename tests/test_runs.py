@@ -229,7 +229,7 @@ WANTED = {"empty": [61], "missing": [62], "repeated": [63], "crlf": [64], "html_
 def test_compare_prints_a_row_for_each_variant_and_floor(comparison: tuple[dict[str, Any], Path]) -> None:
     results, out = comparison
     rows = {row["variant"]: row for row in results["rows"]}
-    assert list(rows) == ["zero-shot", "lora-4", "full", "first two turns", "one sentence"]
+    assert list(rows) == ["zero-shot", "lora-4", "full", "first two lines", "one sentence"]
     assert [row["method"] for row in rows.values()] == ["none", "lora", "full", "floor", "floor"]
     assert all(set(row) >= PROMISED for row in rows.values())
     assert (
@@ -287,7 +287,7 @@ def test_a_failed_variant_is_reported_and_the_others_kept(workshop: Path) -> Non
         for row in json.loads((workshop / "with-failure/results.json").read_text())["rows"]
     }
     assert set(metrics["zero-shot"]) == {"loss", "chrf", "copied_3grams", "new_names"} and not metrics["lora-4"]
-    lead = {name: metric["value"] for name, metric in metrics["first two turns"].items()}
+    lead = {name: metric["value"] for name, metric in metrics["first two lines"].items()}
     assert lead["copied_3grams"] == 100 and lead["new_names"] == 0 and 0 < lead["chrf"] < 100
     assert "neither is better: copied 3-grams" in " ".join(done.stdout.split())
 
