@@ -8,11 +8,11 @@ INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test torture check format constraints clean
+.PHONY: help setup demo test torture check format constraints clean
 
 # Nothing but an installation needs a network.
-test torture check: export HF_HUB_OFFLINE := 1
-test torture check: export HF_DATASETS_OFFLINE := 1
+demo test torture check: export HF_HUB_OFFLINE := 1
+demo test torture check: export HF_DATASETS_OFFLINE := 1
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -25,6 +25,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt "$(TORCH)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
+
+demo: setup ## what LoRA buys, in minutes: a small model and data that come along, four ways of training side by side
+	$(BIN)/loralab compare quickstart
 
 test: setup ## every test, without a network; a process for each core, with a thread each
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses auto --dist loadfile

@@ -161,6 +161,7 @@ def gather(
         "constant": sentence,
         "published": recipe.published,
         "published_source": recipe.published_source,
+        "next_steps": recipe.next_steps,
         "evaluated": {**describe_rows(rows), "leaked": leaked_rows(training_rows, rows)},
     }
 

@@ -114,6 +114,8 @@ class Recipe(Settings):
     """Figures to show beside ours: a variant -> metric -> value; also trained_millions, gflops, memory_gb and minutes."""
     published_source: str = ""
     """Where those figures come from, and what they were measured on."""
+    next_steps: tuple[str, ...] = ()
+    """Lines to print below a comparison: what to try next."""
 
     @model_validator(mode="before")
     @classmethod
@@ -133,10 +135,14 @@ class Recipe(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _objective_has_no_metrics(cls, tree: Any) -> Any:
-        """Masked text is scored by its loss; nothing is written out."""
+    def _texts_have_no_metrics(cls, tree: Any) -> Any:
+        """Masked or whole texts are scored by their loss; there is no question that an answer could be written to."""
         data = tree.get("data") if isinstance(tree, dict) else None
-        if not (isinstance(data, dict) and data.get("objective")):
+        if (
+            not isinstance(data, dict)
+            or data.get("messages")
+            or not (data.get("objective") or _is_null(data, "source"))
+        ):
             return tree
         evaluation = tree.get("evaluation") or {}
         return tree | {"evaluation": {"metrics": []} | evaluation} if isinstance(evaluation, dict) else tree
@@ -145,8 +151,8 @@ class Recipe(Settings):
     def _fits_together(self) -> Recipe:
         for block in ("evaluation", "validation"):
             metrics: tuple[str, ...] = getattr(self, block).metrics
-            if self.data.objective and metrics:
-                raise ValueError(f"{block}.metrics {', '.join(metrics)}: with data.objective only the loss is measured")
+            if metrics and (what := self.data.loss_alone):
+                raise ValueError(f"{block}.metrics {', '.join(metrics)}: with {what} only the loss is measured")
         if self.model.init == "random" and self.training.method != "full":
             raise ValueError(
                 f"model.init random goes with training.method full, not {self.training.method}: random weights have to learn first"
@@ -183,8 +189,12 @@ class Recipe(Settings):
 
     def variant(self, name: str) -> Recipe:
         """The recipe of one variant."""
-        tree = self.model_dump(mode="json", exclude={"variants", "published", "published_source"})
+        tree = self.model_dump(mode="json", exclude={"variants", "published", "published_source", "next_steps"})
         return Recipe.model_validate(with_overrides(tree, self.variants[name]) | {"name": name})
+
+
+def _is_null(block: Tree, key: str) -> bool:
+    return key in block and block[key] is None
 
 
 def set_key(tree: Tree, path: list[str], value: Any, key: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from loralab.model_settings import Count, Settings
 
@@ -13,8 +13,16 @@ Length = Count | Annotated[str, Field(pattern=r"^p\d\d$")]
 NO_PROMPT = "{source}"
 
 
+def _source_or_messages(schema: dict[str, Any]) -> None:
+    """The JSON Schema's way to say that a chat has messages in the place of a source."""
+    schema["required"].remove("source")
+    schema["anyOf"] = [{"required": ["source"]}, {"required": ["messages"]}]
+
+
 class DataSettings(Settings):
     """The data set, its columns, and how a row becomes tokens."""
+
+    model_config = ConfigDict(json_schema_extra=_source_or_messages)
 
     name: str
     """A folder with train, validation and test files (.jsonl, .csv, either .gz, .parquet), one such file, a hub id, or
@@ -88,6 +96,13 @@ class DataSettings(Settings):
                 "with an objective max_source_length and max_target_length are numbers of tokens, no percentiles"
             )
         return self
+
+    @property
+    def loss_alone(self) -> str | None:
+        """The setting by which nothing can be asked for, so that there are no answers to score."""
+        if self.objective:
+            return "data.objective"
+        return "data.source: null" if self.source is None and self.messages is None else None
 
     @property
     def columns(self) -> list[str]:

@@ -112,7 +112,7 @@ def evaluate(engine: Engine, recipe: Recipe, split: Split, lengths: tuple[int, i
         values |= score(predictions, references, sources, recipe.evaluation.metrics)
     scores = Scores(subjects, values, tokens)
     if folder is not None:
-        write_predictions(folder, split, predictions, scores)
+        write_predictions(folder, split, source_texts(split, bool(recipe.data.messages)), predictions, scores)
     return scores
 
 
@@ -162,7 +162,9 @@ def write_answers(
     return [texts[example.source].strip() for example in split.examples]
 
 
-def write_predictions(folder: Path, split: Split, predictions: Sequence[str] | None, scores: Scores) -> None:
+def write_predictions(
+    folder: Path, split: Split, sources: Sequence[str], predictions: Sequence[str] | None, scores: Scores
+) -> None:
     """One line a row, with everything that the scores were made from."""
     tokens = scores.target_tokens
     write_lines(
@@ -170,7 +172,7 @@ def write_predictions(folder: Path, split: Split, predictions: Sequence[str] | N
         (
             {
                 "row": example.row,
-                "source": example.source,
+                "source": sources[i],
                 "references": list(example.targets),
                 **({} if predictions is None else {"prediction": predictions[i]}),
                 **({} if tokens is None else {"target_tokens": int(tokens[i])}),

@@ -22,6 +22,9 @@ def report(results: dict[str, Any]) -> str:
     parts.append("\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in remarks(results)))
     files = "table.md, table.tex, samples.md, results.json, pictures, and a run folder per variant"
     parts.append(textwrap.fill(f"Files in {results['out']}: {files}.", WIDTH, break_on_hyphens=False))
+    parts.append(
+        "\n".join(["Next:", *(f"  {step}" for step in results["next_steps"])] if results["next_steps"] else [])
+    )
     return "\n\n".join(part for part in parts if part)
 
 

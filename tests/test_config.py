@@ -222,6 +222,14 @@ def test_the_schema_knows_every_key_and_its_meaning() -> None:
     ):
         for key, field in schema["$defs"][block]["properties"].items():
             assert field.get("description"), f"{block}.{key} has no description"
+    data = schema["$defs"]["DataSettings"]
+    assert data["required"] == ["name"] and data["anyOf"] == [{"required": ["source"]}, {"required": ["messages"]}]
+
+
+def test_whole_texts_are_scored_by_their_loss(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["data.source=null", "data.prompt='{source}'"]).evaluation.metrics == ()
+    (problem,) = mistakes(recipe_file, "data.source=null", "data.prompt='{source}'", "validation.metrics=[rouge]")
+    assert problem == "  validation.metrics rouge: with data.source: null only the loss is measured"
 
 
 def test_the_designs_example_resolves() -> None:

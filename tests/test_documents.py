@@ -260,6 +260,11 @@ def test_the_help_of_each_command_shows_an_example_that_works() -> None:
     assert [problem for (example,) in examples.values() for problem in bash_problems(example)] == []
 
 
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_the_next_steps_of_a_recipe_can_be_typed(recipe: str) -> None:
+    assert [problem for step in load_recipe(recipe, []).next_steps for problem in bash_problems(step)] == []
+
+
 # The checks themselves: each finds what it is for.
 
 BAD_BLOCKS = {

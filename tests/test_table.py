@@ -82,5 +82,5 @@ def test_a_floor_is_one_for_scores_alone() -> None:
 
 def results_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     evaluated = {"rows": 2, "data": "d", "split": "test", "leaked": 0}
-    nothing: dict[str, Any] = {"turns": {}, "failures": {}, "epochs": {}, "samples": []}
+    nothing: dict[str, Any] = {"turns": {}, "failures": {}, "epochs": {}, "samples": [], "next_steps": ()}
     return {"rows": rows, "evaluated": evaluated, "constant": "c", "published": {}, "published_source": "", **nothing}
