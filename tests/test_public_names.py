@@ -6,6 +6,8 @@ A name that is added, renamed or removed is changed here too, on purpose, and to
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -95,13 +97,42 @@ def test_the_version_is_that_of_the_installed_package() -> None:
     assert loralab.__version__ == version("loralab")
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     source = {path for path in (ROOT / "loralab").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert held == {str(path.relative_to(ROOT)) for path in source}
     assert {"loralab/py.typed", "loralab/recipes/flan-t5-base-dialogsum.yaml"} <= held
+    assert {"loralab/recipes/quickstart.yaml", "loralab/embedded/tiny-t5/model.safetensors"} <= held
+    base = sum((ROOT / name).stat().st_size for name in held if name.startswith("loralab/embedded/tiny-t5/"))
+    assert base <= 12_000_000, "the embedded base is at most 12 MB"
+
+
+def test_the_quickstart_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Installed anywhere, in an empty folder, without a network: the four ways of training, and floors."""
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([*pip, str(wheel)], check=True)
+    few = ["data.max_train_rows=60", "data.max_validation_rows=10", "data.max_test_rows=20", "training.epochs=1"]
+    command = [sys.executable, "-m", "loralab", "compare", "quickstart", *few, "--json", "--out", "first"]
+    environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert [row["variant"] for row in results["rows"]][:4] == ["zero-shot", "lora-8", "lora-32", "full"]
+    assert len(results["rows"]) == 6 and results["failures"] == {} and len(results["samples"]) == 3
+    where = subprocess.run(
+        [sys.executable, "-c", "import loralab; print(loralab.__file__)"], cwd=tmp_path, env=environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert where.stdout.startswith(str(site)), "it was the wheel's that ran"
