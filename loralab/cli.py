@@ -25,7 +25,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or the name of a shipped one.")]
+RecipeName = Annotated[
+    str | None, typer.Argument(metavar="RECIPE", help="A recipe's file, or the name of a shipped one.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="FILE", help="Your own .csv, .jsonl, .parquet or folder; needs no RECIPE."),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as lora.rank=32.")
 ]
@@ -42,16 +48,21 @@ Base = Annotated[str | None, typer.Option("--base", metavar="NAME", help="The ba
 
 @app.command()
 def train(
-    recipe: RecipeName, overrides: Overrides = None, out: Out = None, resume: Resume = False, as_json: AsJson = False
+    recipe: RecipeName = None,
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Out = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Train one recipe, then evaluate it.
+    """Train one recipe, or --data FILE of your own without one; then evaluate it.
 
     Example: loralab train flan-t5-base-dialogsum lora.rank=32 --out runs/rank-32
     """
     from loralab.run import recipe_and_folder
     from loralab.train import train as run
 
-    settings, folder = recipe_and_folder(recipe, overrides or [], out, resume)
+    settings, folder = recipe_and_folder("train", recipe, overrides or [], data, out, resume)
     folder, record = run(settings, folder, resume)
     keys = ("steps", "tokens_per_second", "seconds")
     result = {"run": str(folder), "adapter": record.get("saved"), "metrics": record["metrics"]}
@@ -61,9 +72,14 @@ def train(
 
 @app.command()
 def compare(
-    recipe: RecipeName, overrides: Overrides = None, out: Out = None, resume: Resume = False, as_json: AsJson = False
+    recipe: RecipeName = None,
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Out = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Run every variant of a recipe and print one table.
+    """Run every variant of a recipe, or of --data FILE, and print one table.
 
     Example: loralab compare flan-t5-base-dialogsum data.max_train_rows=1000
     """
@@ -71,7 +87,7 @@ def compare(
     from loralab.report import report
     from loralab.run import recipe_and_folder
 
-    settings, folder = recipe_and_folder(recipe, overrides or [], out, resume)
+    settings, folder = recipe_and_folder("compare", recipe, overrides or [], data, out, resume)
     results = run(settings, folder, resume)
     _finish(results, as_json, report(results))
     if any(row.get("failed") for row in results["rows"]):

@@ -27,9 +27,21 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     Raises:
         RecipeError: all mistakes of the file, of the overrides and of every variant, at once.
     """
+    return recipe_from_tree(read_tree(name_or_path), overrides, str(name_or_path))
+
+
+def read_tree(name_or_path: str | Path) -> Tree:
+    """The settings of a file, or of a shipped name, unchecked. Raises RecipeError where there is none."""
     text, name = _read(str(name_or_path))
-    tree = {"name": name} | parse_tree(text, str(name_or_path))
-    return recipe_from_tree(tree, overrides, str(name_or_path))
+    return {"name": name} | parse_tree(text, str(name_or_path))
+
+
+def settings_of(overrides: Sequence[str]) -> Tree:
+    """The settings that overrides alone make; their mistakes are for `recipe_from_tree` to tell."""
+    tree: Tree = {}
+    for override in overrides:
+        _apply(tree, override)
+    return tree
 
 
 def recipe_from_tree(tree: Tree, overrides: Sequence[str], where: str) -> Recipe:

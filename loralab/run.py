@@ -20,13 +20,15 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from loralab.config import Recipe
-from loralab.errors import RunError
-from loralab.recipe_file import load_recipe, parse_tree, recipe_from_tree, to_yaml
+from loralab.data.readers import READERS, suffix_of
+from loralab.errors import RecipeError, RunError
+from loralab.own_data import recipe_for
+from loralab.recipe_file import load_recipe, parse_tree, recipe_from_tree, shipped_recipes, to_yaml
 from loralab.spec import LoRASpec
 
 RECIPE, METRICS, PREDICTIONS, RECORD = "recipe.yaml", "metrics.jsonl", "predictions.jsonl", "record.json"
@@ -50,10 +52,29 @@ def new_folder(out: Path | None, name: str) -> Path:
     return folder
 
 
-def recipe_and_folder(name: str, overrides: list[str], out: Path | None, resume: bool) -> tuple[Recipe, Path | None]:
-    """The recipe of a file, a shipped name or, to go on with it, a run's folder; and the folder to work in."""
+def recipe_and_folder(
+    command: str, name: str | None, overrides: Sequence[str], data: str | None, out: Path | None, resume: bool
+) -> tuple[Recipe, Path | None]:
+    """The recipe of a file, a shipped name, somebody's own data or, to go on with it, a run's folder; and the folder to work in.
+
+    Args:
+        command: "train" or "compare".
+        name: the recipe; where it is missing, the first override has taken its place.
+        data: somebody's own, with which no recipe is needed.
+    """
+    if name is not None and "=" in name and not Path(name).exists():
+        overrides, name = [name, *overrides], None
+    if data is not None:
+        return recipe_for(data, name, overrides, command), out
+    if name is None:
+        raise RecipeError(
+            f"Which recipe? `loralab {command} RECIPE` takes a file or a shipped one: {', '.join(shipped_recipes())}. "
+            f"For data of your own: `loralab {command} --data my.csv`."
+        )
     if resume and (Path(name) / RECIPE).exists():
         return load_recipe(Path(name) / RECIPE, overrides), out or Path(name)
+    if suffix_of(Path(name)) in READERS:
+        raise RecipeError(f"{name} is no recipe but data. Train on it: `loralab {command} --data {name}`.")
     return load_recipe(name, overrides), out
 
 

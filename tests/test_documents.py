@@ -159,7 +159,13 @@ def loralab_problems(words: list[str]) -> Iterable[str]:
         return
     missing = [parameter.name for parameter in command.params if parameter.required and not values.get(parameter.name)]
     yield from (f"loralab {words[0]}: {name} is missing" for name in missing)
-    yield from recipe_problems(values.get("recipe"), values.get("overrides") or ())
+    recipe, overrides = values.get("recipe"), [*(values.get("overrides") or ())]
+    if values.get("data"):  # needs no recipe, so that an override may stand first
+        overrides += [recipe] if recipe and "=" in recipe else []
+        recipe = recipe if recipe and "=" not in recipe else "own-data"
+    elif "recipe" in values and not recipe:
+        yield f"loralab {words[0]}: recipe is missing"
+    yield from recipe_problems(recipe, overrides)
 
 
 def recipe_problems(recipe: str | None, overrides: Iterable[str]) -> Iterable[str]:
@@ -281,6 +287,7 @@ BAD_BLOCKS = {
     "an option": ("bash", "loralab schema --jsno", "--jsno"),
     "an option of the whole": ("bash", "loralab --verison", "loralab has no option --verison"),
     "a missing argument": ("bash", "loralab train --json  # a comment", "loralab train: recipe is missing"),
+    "an override of data": ("bash", "loralab train --data x.csv data.sauce=x", "data.sauce: unknown key"),
     "a recipe": ("bash", "loralab train flan-t5-bsae-dialogsum", "no recipe named 'flan-t5-bsae-dialogsum' is shipped"),
     "an override on another line": ("bash", "loralab compare flan-t5-base-dialogsum \\\n  lora.rnak=3", "lora.rnak"),
     "a target": ("bash", "make setup chekc", "make has no target 'chekc'"),
@@ -300,6 +307,8 @@ loralab train RECIPE --json > row.json | tee x; loralab --help
 echo 'loralab x'  # loralab x
 loralab compare flan-t5-base-dialogsum lora.rank=4 data.name=../folder --json
 loralab train mine.yaml a.b=3
+loralab train --data my.csv lora.rank=4
+loralab compare flan-t5-base-dialogsum --data my.csv lora.rank=4
 """
 
 

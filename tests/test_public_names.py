@@ -40,8 +40,8 @@ INTERFACE = {
     "load_recipe": "name_or_path overrides",
 }
 COMMANDS = {
-    "train": "recipe overrides --json --out --resume",
-    "compare": "recipe overrides --json --out --resume",
+    "train": "recipe overrides --data --json --out --resume",
+    "compare": "recipe overrides --data --json --out --resume",
     "evaluate": "trained overrides --base --json",
     "score": "files --group --json --metrics --prediction --predictions --reference --source",
     "generate": "trained overrides --base --input --json --max-new-tokens --out --sample --text",

@@ -1,4 +1,5 @@
-"""A file of rows -> records, one mapping a row: JSON lines (https://jsonlines.org), CSV (RFC 4180), Parquet.
+"""A file of rows -> records, one mapping a row: JSON lines (https://jsonlines.org), CSV (RFC 4180, also with
+semicolons or tabs), Parquet.
 
 Each format is one line in `READERS`. Text is UTF-8. Every reader goes through its file row by row, and every mistake is
 a `DataError` that names the file and the line.
@@ -11,11 +12,13 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from loralab.errors import DataError
 
+DELIMITERS = ",;\t"  # of a .csv: that which its header has most of, the comma first
 PARQUET_ROWS = 1000  # decoded at once: a row group may be the whole file
 
 
@@ -46,8 +49,10 @@ def jsonl_records(path: Path) -> Iterator[Record]:
 
 def csv_records(path: Path) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # the default refuses a document of more than 131,072 characters
+    lines = (line for _, line in numbered_lines(path))
+    first = next(lines, "")
     # strict: else a quote left open swallows the rest of the file in silence
-    rows = csv.reader((line for _, line in numbered_lines(path)), strict=True)
+    rows = csv.reader(chain([first], lines), strict=True, delimiter=max(DELIMITERS, key=first.count))
     try:
         header = next(rows, [])
         if len(set(header)) < len(header):

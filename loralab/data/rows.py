@@ -105,12 +105,16 @@ class Findings(dict[str, Finding]):
         """The same, where rows were counted from 0 among those used, by their numbers in the file."""
         return Findings({kind: Finding(found.count, numbers[found.rows].tolist()) for kind, found in self.items()})
 
-    def in_words(self, policies: Mapping[str, str]) -> str:
-        """ "; 3 with an empty cell, skipped (rows 2, 5, 9)" for each kind; `policies` are the recipe's data settings."""
-        return "".join(
-            f"; {finding.count:,} {WORDS[kind]}, {DEED[policies.get(POLICY.get(kind, ''), '')]} ({numbers(finding)})"
+    def lines(self, policies: Mapping[str, str]) -> list[str]:
+        """ "3 with an empty cell, skipped (rows 2, 5, 9)" for each kind; `policies` are the recipe's data settings."""
+        return [
+            f"{finding.count:,} {WORDS[kind]}, {DEED[policies.get(POLICY.get(kind, ''), '')]} ({numbers(finding)})"
             for kind, finding in self.items()
-        )
+        ]
+
+    def in_words(self, policies: Mapping[str, str]) -> str:
+        """The same in one line, each kind after "; "."""
+        return "".join(f"; {line}" for line in self.lines(policies))
 
     def stop(self, title: str, policies: Mapping[str, str]) -> None:
         """Raises `DataError` where the recipe wants a stop at what was found."""
