@@ -159,3 +159,16 @@ def locked(run: Path) -> Iterator[None]:
     finally:
         lock.release()
         (run / LOCK).unlink(missing_ok=True)
+
+
+def at_work(run: Path) -> bool:
+    """Whether a process works in the run's folder now; the file of a lock may outlive its process, the lock does not."""
+    from filelock import FileLock, Timeout
+
+    if not (run / LOCK).exists():
+        return False
+    try:
+        with FileLock(run / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True

@@ -214,6 +214,21 @@ def merge(
 
 
 @app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What to look through.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List runs and comparisons below a folder, and how a stopped one goes on.
+
+    Example: loralab runs
+    """
+    from loralab import runs as below
+
+    listed = below.list_runs(folder)
+    _finish(below.as_json(listed, folder), as_json, below.report(listed, folder))
+
+
+@app.command()
 def recipes(as_json: AsJson = False) -> None:
     """List the shipped recipes.
 

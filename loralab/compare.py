@@ -47,7 +47,7 @@ from loralab.run import (
 from loralab.samples import IN_FILE, IN_TERMINAL, markdown, read_samples
 from loralab.table import Row, empty_row, latex_table, markdown_table
 from loralab.train import describe_rows, read_training_rows
-from loralab.variants import RECIPES, Run, plan_runs, set_aside
+from loralab.variants import RECIPES, RESULTS, Run, plan_runs, set_aside
 
 STOPPED = 130  # the exit code of a run that was stopped after saving
 FLOORS = {"lead": "first two lines", "constant": "one sentence"}
@@ -225,7 +225,7 @@ def _write(results: dict[str, Any], runs: Sequence[Run], recipe: Recipe, folder:
     """The files for people."""
     from loralab.pictures import draw_comparison
 
-    write_json(folder / "results.json", results)
+    write_json(folder / RESULTS, results)
     write_text(folder / "table.md", markdown_table(results["rows"], recipe.published))
     write_text(folder / "table.tex", latex_table(results["rows"], recipe.published))
     finished = {name: _finished(runs, name) for name in recipe.variants}

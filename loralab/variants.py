@@ -11,6 +11,7 @@ from loralab.errors import RecipeError, nearest
 from loralab.run import RECORD, changed_settings
 
 RECIPES, REPLACED = TAKEN = ("recipes", "replaced")  # folders of a comparison beside those of its variants
+RESULTS = "results.json"  # its rows, written last
 
 
 @dataclass(frozen=True)

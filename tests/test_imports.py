@@ -53,7 +53,7 @@ LAYERS: tuple[set[str], ...] = (
     {"engine", "curves", "samples"},
     {"checkpoint", "loop", "evaluate", "validation", "plot", "pilot", "predictions", "scratch"},
     {"train", "use", "answer", "score"},
-    {"epochs", "compare", "report", "variants", "pictures", "plan"},
+    {"epochs", "compare", "report", "variants", "pictures", "plan", "runs"},
     {"cli", "__main__"},
 )
 # Each engine: what it may import of the layers, and the frameworks that are its own.

@@ -46,6 +46,7 @@ COMMANDS = {
     "score": "files --group --json --metrics --prediction --predictions --reference --source",
     "generate": "trained overrides --base --input --json --max-new-tokens --out --sample --text",
     "merge": "trained --base --json --out",
+    "runs": "folder --json",
     "recipes": "--json",
     "schema": "",
 }

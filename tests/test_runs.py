@@ -22,6 +22,7 @@ from loralab.evaluate import read_scores
 from loralab.predictions import Columns
 from loralab.recipe_file import load_recipe
 from loralab.run import read_lines
+from loralab.runs import list_runs
 from loralab.score import score_files
 from loralab.train import train
 
@@ -76,6 +77,12 @@ def test_a_run_folder_is_complete(workshop: Path, run: dict[str, Any]) -> None:
     assert record["trainable"] == sum(np.prod(t.shape) for t in _adapter_tensors(folder / "adapter"))
     assert record["trained_on"]["rows"] == 60 and record["evaluated"]["rows"] == 12 and record["versions"]["torch"]
     assert load_recipe(folder / "recipe.yaml").training.epochs == 2
+
+
+def test_a_run_is_listed_with_its_first_score(workshop: Path, run: dict[str, Any]) -> None:
+    (listed,) = list_runs(workshop / run["run"])
+    assert (listed.metric, listed.value) == ("rouge1", run["metrics"]["rouge1"]["value"])
+    assert (listed.state, listed.adapter_bytes > 0) == ("finished", True)
 
 
 def _adapter_tensors(folder: Path) -> list[torch.Tensor]:
