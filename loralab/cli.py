@@ -59,15 +59,17 @@ def train(
 
     Example: loralab train flan-t5-base-dialogsum lora.rank=32 --out runs/rank-32
     """
+    from loralab.forgetting import in_words
     from loralab.run import recipe_and_folder
     from loralab.train import train as run
 
     settings, folder = recipe_and_folder("train", recipe, overrides or [], data, out, resume)
     folder, record = run(settings, folder, resume)
-    keys = ("steps", "tokens_per_second", "seconds")
+    keys = ("steps", "tokens_per_second", "seconds", "forgetting")
     result = {"run": str(folder), "adapter": record.get("saved"), "metrics": record["metrics"]}
     result |= {key: record.get(key) for key in keys}
-    _finish(result, as_json, _scores(record["metrics"]) + f"\nTry it: loralab generate {folder} --text '...'")
+    said = [_scores(record["metrics"]), in_words(record.get("forgetting", {}))]
+    _finish(result, as_json, "\n".join([*filter(None, said), f"Try it: loralab generate {folder} --text '...'"]))
 
 
 @app.command()

@@ -29,6 +29,7 @@ from loralab.data.splits import Split, StreamedSplit
 from loralab.epochs import by_epoch
 from loralab.errors import RecipeError, Stopped
 from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score, source_texts, stack
+from loralab.forgetting import read_forgotten, read_held_out
 from loralab.metrics.floors import constant, lead
 from loralab.plot import read_curves
 from loralab.progress import clock, say
@@ -71,8 +72,10 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
     elif out is None or not (out / RECIPE).exists():
         raise RecipeError("There is nothing to resume: give the folder, as in `loralab compare runs/NAME --resume`.")
     plan_runs(recipe, out or Path(recipe.name))  # mistakes show here, before anything is written
+    _check_columns(recipe)
     rows = read_evaluation_rows(recipe)  # a missing split or column is found here, not after an hour
     training_rows = read_training_rows(recipe)
+    read_held_out(recipe)
     folder = out if resume and out is not None else new_folder(out, recipe.name)
     write_recipe(folder, recipe)
     runs = plan_runs(recipe, folder)
@@ -80,6 +83,13 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
     results = gather(recipe, runs, folder, rows, training_rows, failures)
     _write(results, runs, recipe, folder)
     return results
+
+
+def _check_columns(recipe: Recipe) -> None:
+    """Raises RecipeError where a variant measures forgetting on other rows than the others do: a column is of the same rows."""
+    for name in recipe.variants:
+        if recipe.variant(name).forgetting != recipe.forgetting:
+            raise RecipeError(f"variants.{name} changes forgetting, which has to be the same for all variants.")
 
 
 # Running
@@ -196,7 +206,15 @@ def _row(name: str, recipe: Recipe, runs: Sequence[Run], scores: Scores | None, 
     row |= {"seeds": [run.seed for run in runs], "runs": [str(run.folder) for run in runs]}
     row["peak_memory_bytes"] = max(peaks)
     row["seconds_before"] = float(np.mean([_seconds_before(run) for run in runs]))
+    row["forgetting"] = _forgetting(runs, records[0].get("forgetting", {}))
     return {**row, "metrics": scores.summary(None if scores is first else first)}
+
+
+def _forgetting(runs: Sequence[Run], first: dict[str, Any]) -> dict[str, Any]:
+    """Each other data set: which rows, and the loss on them before and after, of all seeds; `first` is the first one's record."""
+    forgotten = read_forgotten([run.folder for run in runs]) if first else {}
+    about = {name: {key: first[name][key] for key in ("data", "split", "rows", "leaked")} for name in first}
+    return {name: about[name] | each.summary() for name, each in forgotten.items()}
 
 
 def _seconds_before(run: Run) -> float:

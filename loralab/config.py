@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from loralab.data_settings import DataSettings
+from loralab.data_settings import DataSettings, HeldOutSettings
 from loralab.decoding import Decoding
 from loralab.errors import RecipeError, nearest
 from loralab.metrics import COLUMNS, METRICS
@@ -108,6 +108,8 @@ class Recipe(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     validation: ValidationSettings = ValidationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    forgetting: dict[str, HeldOutSettings] = Field({})
+    """Other data, by short names of yours: the loss on it is measured before and after the training, and shown as a column."""
     variants: dict[str, dict[str, Any]] = Field({})
     """What `compare` runs: a name -> dotted overrides of this recipe."""
     published: dict[str, dict[str, float]] = Field({})

@@ -113,3 +113,29 @@ class DataSettings(Settings):
         """The bound on the rows of this split."""
         bound: int | None = getattr(self, f"max_{split}_rows")
         return bound
+
+
+class HeldOutSettings(DataSettings):
+    """Other data, on whose held-out rows forgetting is measured; columns, prompt and lengths are its own."""
+
+    rows: Count | None = 200
+    """How many: the first ones of its test split, or where it has none, of its validation split; null takes all."""
+
+    @model_validator(mode="after")
+    def _what_means_nothing(self) -> HeldOutSettings:
+        for split in ("train", "validation", "test"):
+            if getattr(self, f"max_{split}_rows") is not None:
+                raise ValueError(f"max_{split}_rows means nothing here; rows says how many are measured on")
+        if isinstance(self.max_source_length, str) or isinstance(self.max_target_length, str):
+            raise ValueError("max_source_length and max_target_length are numbers of tokens here, no percentiles")
+        return self
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """(source, target) in tokens."""
+        assert isinstance(self.max_source_length, int) and isinstance(self.max_target_length, int)
+        return self.max_source_length, self.max_target_length
+
+    def max_rows(self, split: str) -> int | None:
+        """The bound on the rows of any split."""
+        return self.rows

@@ -7,7 +7,7 @@ independent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from loralab.config import Recipe
 from loralab.data.batches import collate, evaluation_batches
 from loralab.data.chat import transcript
 from loralab.data.denoise import Encoded, MaskedSplit, encode_documents
-from loralab.data.encode import EncodedSplit, encode
+from loralab.data.encode import EncodedSplit, encode, prompt_of
 from loralab.data.rows import subject
 from loralab.data.splits import AnySplit, Split, read_split
 from loralab.decoding import Decoding
@@ -87,7 +87,8 @@ def encode_rows(
     data = recipe.data
     if data.objective:
         return encode_documents(rows, engine.tokenizer, data.objective, *lengths, seed=recipe.training.one_seed)
-    return encode(rows, engine.tokenizer, engine.prompt, *lengths, long_rows or data.long_rows)
+    prompt = prompt_of(data, engine.tokenizer, engine.causal)
+    return encode(rows, engine.tokenizer, prompt, *lengths, long_rows or data.long_rows)
 
 
 def encode_evaluation_rows(engine: Engine, recipe: Recipe, rows: Split, lengths: tuple[int, int]) -> Encoded:
@@ -98,33 +99,39 @@ def encode_evaluation_rows(engine: Engine, recipe: Recipe, rows: Split, lengths:
 def evaluate(engine: Engine, recipe: Recipe, split: Split, lengths: tuple[int, int], folder: Path | None) -> Scores:
     """Measures the engine's model on the split; writes predictions.jsonl into the folder where one is given."""
     encoded = encode_evaluation_rows(engine, recipe, split, lengths)
-    losses = row_losses(engine, encoded, Progress("loss", len(encoded)).update)
-    tokens = encoded.target_tokens.astype(np.float64)
+    scores = loss_scores(split, encoded, row_losses(engine, encoded, Progress("loss", len(encoded)).update))
     if isinstance(encoded, MaskedSplit):
-        return _document_scores(encoded, losses, tokens, folder)
-    subjects, predictions = [example.subject for example in split.examples], None
-    values = {"loss": losses / tokens}
+        if folder is not None:
+            _write_document_losses(folder, encoded, scores)
+        return scores
+    values, predictions = scores.values, None
     if recipe.evaluation.metrics:
-        shown = Progress("generate", len(set(subjects))).update
+        shown = Progress("generate", len(set(scores.groups))).update
         predictions = write_answers(engine, split, encoded, recipe.evaluation, shown)
         references = [example.targets for example in split.examples]
         sources = source_texts(split, bool(recipe.data.messages))
-        values |= score(predictions, references, sources, recipe.evaluation.metrics)
-    scores = Scores(subjects, values, tokens)
+        values = values | score(predictions, references, sources, recipe.evaluation.metrics)
+    scores = replace(scores, values=values)
     if folder is not None:
         write_predictions(folder, split, source_texts(split, bool(recipe.data.messages)), predictions, scores)
     return scores
 
 
-def _document_scores(encoded: MaskedSplit, losses: Floats, tokens: Floats, folder: Path | None) -> Scores:
-    """The loss of each chunk, under the masks of the first epoch."""
-    if folder is not None:
-        lines = zip(encoded.numbers.tolist(), tokens.tolist(), (losses / tokens).tolist(), strict=True)
-        write_lines(
-            folder / PREDICTIONS,
-            ({"row": row, "target_tokens": int(count), "loss": round(loss, 6)} for row, count, loss in lines),
-        )
-    return Scores(list(map(str, encoded.numbers)), {"loss": losses / tokens}, tokens)
+def loss_scores(split: Split, encoded: Encoded, losses: Floats) -> Scores:
+    """What `row_losses` measured, per target token; of documents that of each chunk, under the masks of the first epoch."""
+    tokens = encoded.target_tokens.astype(np.float64)
+    documents = isinstance(encoded, MaskedSplit)
+    groups = list(map(str, encoded.numbers)) if documents else [example.subject for example in split.examples]
+    return Scores(groups, {"loss": losses / tokens}, tokens)
+
+
+def _write_document_losses(folder: Path, encoded: MaskedSplit, scores: Scores) -> None:
+    assert scores.target_tokens is not None
+    lines = zip(encoded.numbers.tolist(), scores.target_tokens.tolist(), scores.values["loss"].tolist(), strict=True)
+    write_lines(
+        folder / PREDICTIONS,
+        ({"row": row, "target_tokens": int(count), "loss": round(loss, 6)} for row, count, loss in lines),
+    )
 
 
 def score(

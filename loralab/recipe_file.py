@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -214,7 +214,9 @@ def _real(path: list[str]) -> list[str]:
     model: Any = Recipe
     kept: list[str] = []
     for part in path:
-        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+        if (entry := _entry(model)) is not None:
+            model = entry
+        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = _block(model.model_fields[part].annotation)
         elif kept and (model is None or kept[-1] not in ("variants", "published")) and not isinstance(model, type):
             break
@@ -226,11 +228,17 @@ def _keys(path: list[str]) -> list[str]:
     """The keys that a block of the recipe has."""
     model: Any = Recipe
     for part in path:
-        model = _block(model.model_fields[part].annotation)
+        model = _entry(model) or _block(model.model_fields[part].annotation)
     return list((model if hasattr(model, "model_fields") else Recipe).model_fields)
+
+
+def _entry(annotation: Any) -> Any:
+    """The block that each entry of a mapping has, as `forgetting`; None of any other annotation."""
+    blocks = get_args(annotation)[1:] if get_origin(annotation) is dict else ()
+    return next((each for each in blocks if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 
 def _block(annotation: Any) -> Any:
     """The block of settings in an annotation such as `ModelSizes | None`; another annotation as it is."""
-    options = (annotation, *get_args(annotation))
+    options = (annotation, *(() if get_origin(annotation) is dict else get_args(annotation)))
     return next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), annotation)

@@ -59,12 +59,25 @@ def remarks(results: dict[str, Any]) -> list[str]:
     lines += [f"{row['variant']}: learning rate {_rate(row['pilot'])}." for row in scored if row.get("pilot")]
     lines += [f"{name}: {turn}." for name, turn in results["turns"].items()]
     lines += [f"{name} FAILED: {reason}." for name, reason in results["failures"].items()]
+    lines += _elsewhere(rows)
     if evaluated["leaked"]:
         lines.append(f"{evaluated['leaked']:,} of these rows have a source that is among the training rows too.")
     if results["published"]:
         lines.append(f"pub.: the published figure. {results['published_source']}.")
     lines += [line for row in scored if row is not rows[0] for line in _against_first(row, rows[0])]
     return lines + [line for row in scored for line in _under_floors(row, floors)]
+
+
+def _elsewhere(rows: Sequence[Row]) -> list[str]:
+    """What the columns of forgetting are."""
+    measured = {name: of for row in rows for name, of in row.get("forgetting", {}).items()}
+    lines = [
+        f"loss on {name}: {of['rows']:,} rows of {of['data']}, {of['split']}, after the training."
+        + (f" Of these rows {of['leaked']:,} have a source that is among the training rows." if of["leaked"] else "")
+        for name, of in measured.items()
+    ]
+    what = "In parentheses what the training added to it, in brackets the 95 % paired bootstrap interval of that."
+    return [*lines, what] if lines else []
 
 
 def _rate(pilot: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@
     tensorboard/ wandb/  the same for these, where the recipe asks for it (trackers.py)
     adapter/ or model/   what was trained (adapter.py)
     predictions.jsonl    one line an evaluated row: source, references, prediction, loss, scores
+    forgetting.jsonl     one line a row of other data, where the recipe asks for it: the loss before and after
     record.json          results, proof, counts, versions, hardware; written last: a run with it is finished
 
 Files are written beside their place and then moved there, so that a name always stands for a whole file.
@@ -33,7 +34,7 @@ from loralab.spec import LoRASpec
 
 RECIPE, METRICS, PREDICTIONS, RECORD = "recipe.yaml", "metrics.jsonl", "predictions.jsonl", "record.json"
 VALIDATION, CURVES = "validation.jsonl", "curves.png"
-PILOT = "pilot.json"
+PILOT, FORGETTING = "pilot.json", "forgetting.jsonl"
 SAVED = ("adapter", "model")
 NAMES = ("name", "description")  # of a recipe, which change nothing in a run
 HOME = Path("runs")

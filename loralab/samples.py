@@ -31,7 +31,8 @@ def read_samples(folders: Mapping[str, Path], count: int) -> list[Sample]:
 
     Rows of one source count once, with the references of all.
     """
-    answers = {name: read_lines(folder / PREDICTIONS) for name, folder in folders.items()}
+    lines_of = {name: read_lines(folder / PREDICTIONS) for name, folder in folders.items()}
+    answers = {name: lines for name, lines in lines_of.items() if "prediction" in lines[0]}
     if not answers:
         return []
     by_source = {name: {_subject(row): row["prediction"] for row in lines} for name, lines in answers.items()}

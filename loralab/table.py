@@ -42,6 +42,9 @@ def terminal_tables(rows: Sequence[Row], published: dict[str, dict[str, float]])
     if names:
         scores = [[[row["variant"]], *(score_cell(row, name, published) for name in names)] for row in rows]
         tables.append(layout(["variant", *titles(names)], scores))
+    if elsewhere := forgetting_names(rows):
+        cells = [[[row["variant"]], *(forgetting_cell(row, name) for name in elsewhere)] for row in rows]
+        tables.append(layout(["variant", *forgetting_titles(elsewhere)], cells))
     if costs := _published_costs(published):
         tables.append(layout(*costs))
     return "\n\n".join(tables)
@@ -61,9 +64,9 @@ def _published_costs(published: dict[str, dict[str, float]]) -> tuple[list[str],
 
 def markdown_table(rows: Sequence[Row], published: dict[str, dict[str, float]]) -> str:
     """Wide tables for documents: one, where ten columns are enough."""
-    names = ["loss", *score_names(rows)]
-    header = ["variant", *COST, *titles(names)]
-    cells = [[[row["variant"]], *_all_cells(row, names, published)] for row in rows]
+    names, elsewhere = ["loss", *score_names(rows)], forgetting_names(rows)
+    header = ["variant", *COST, *titles(names), *forgetting_titles(elsewhere)]
+    cells = [[[row["variant"]], *_all_cells(row, names, elsewhere, published)] for row in rows]
     parts = range(1, len(header), MARKDOWN_COLUMNS - 1)
     tables = [_markdown(*_columns(header, cells, start, start + MARKDOWN_COLUMNS - 1)) for start in parts]
     return "\n".join([*tables, *(_markdown(*costs) for costs in [_published_costs(published)] if costs)])
@@ -71,9 +74,9 @@ def markdown_table(rows: Sequence[Row], published: dict[str, dict[str, float]]) 
 
 def latex_table(rows: Sequence[Row], published: dict[str, dict[str, float]]) -> str:
     """The same for papers, by the package booktabs."""
-    names = ["loss", *score_names(rows)]
-    header = ["variant", *COST, *titles(names)]
-    cells = [[row["variant"], *map(" ".join, _all_cells(row, names, published))] for row in rows]
+    names, elsewhere = ["loss", *score_names(rows)], forgetting_names(rows)
+    header = ["variant", *COST, *titles(names), *forgetting_titles(elsewhere)]
+    cells = [[row["variant"], *map(" ".join, _all_cells(row, names, elsewhere, published))] for row in rows]
     lines = [" & ".join(map(_latex, line)) + r" \\" for line in (header, *cells)]
     columns = "l" + "r" * (len(header) - 1)
     body = [lines[0], r"\midrule", *lines[1:]]
@@ -85,8 +88,11 @@ def _latex(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def _all_cells(row: Row, names: Sequence[str], published: dict[str, dict[str, float]]) -> list[Cell]:
-    return [*cost_cells_of(row), *(score_cell(row, name, published) for name in names)]
+def _all_cells(
+    row: Row, names: Sequence[str], elsewhere: Sequence[str], published: dict[str, dict[str, float]]
+) -> list[Cell]:
+    scores = (score_cell(row, name, published) for name in names)
+    return [*cost_cells_of(row), *scores, *(forgetting_cell(row, name) for name in elsewhere)]
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
@@ -136,6 +142,26 @@ def score_cell(row: Row, name: str, published: dict[str, dict[str, float]]) -> C
     cell = value_cell(name, metric, metric["p_vs_first"])
     figure = published.get(row["variant"], {}).get(name)
     return cell if figure is None else [*cell, f"pub. {figure:.2f}"]
+
+
+def forgetting_names(rows: Sequence[Row]) -> list[str]:
+    """The recipe's names of the other data on which forgetting was measured."""
+    return list(dict.fromkeys(name for row in rows for name in row.get("forgetting", {})))
+
+
+def forgetting_titles(names: Sequence[str]) -> list[str]:
+    """The columns' names for people."""
+    return [f"loss on {name}" for name in names]
+
+
+def forgetting_cell(row: Row, name: str) -> Cell:
+    """The loss after the training, what the training added to it, and the interval of that."""
+    measured = row.get("forgetting", {}).get(name)
+    if measured is None:
+        return ["failed" if row.get("failed") else "-"]
+    digits, added = COLUMNS["loss"].digits, measured["difference"]
+    low, high = (f"{added[key]:+.{digits}f}" for key in ("low", "high"))
+    return [f"{measured['after']['value']:.{digits}f} ({added['value']:+.{digits}f})", f"[{low}, {high}]"]
 
 
 def value_cell(name: str, metric: dict[str, Any], p: float | None = None, sign: str = "") -> Cell:

@@ -20,7 +20,8 @@ from loralab.data.rows import Findings
 from loralab.data.splits import AnySplit, Split, StreamedSplit, announce, index_split
 from loralab.engine import Engine, Proof, open_engine
 from loralab.errors import RunError, Stopped, UserError
-from loralab.evaluate import encode_evaluation_rows, encode_rows, evaluate, leaked_rows, read_evaluation_rows
+from loralab.evaluate import Scores, encode_evaluation_rows, encode_rows, evaluate, leaked_rows, read_evaluation_rows
+from loralab.forgetting import Forgotten, encode_held_out, measure_after, measure_before, read_held_out, write_forgotten
 from loralab.loop import Course, plan_steps, run_steps
 from loralab.pilot import find_rate
 from loralab.plot import write_curves
@@ -54,6 +55,8 @@ class Material:
     evaluated: Split
     leaked: int
     """How many of the evaluated rows have a source that is among the training rows too."""
+    held_out: dict[str, Split]
+    """Of other data, on which forgetting is measured."""
 
 
 def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -89,12 +92,13 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         encoded = None
         if recipe.training.method != "none":
             encoded = encode_training_rows(engine, recipe, material, lengths)
+        held_out = encode_held_out(engine, recipe, material.held_out)
         about = _about(engine, recipe, material, encoded, lengths)
     folder = place or new_folder(out, recipe.name)  # nothing is left behind by a mistake above
     with checkpoint.locked(folder):
         write_recipe(folder, recipe)
         checkpoint.check_rows(folder, {what.replace("_", " "): held["hash"] for what, held in about.items()})
-        return folder, _run(engine, recipe, material, encoded, lengths, folder, about)
+        return folder, _run(engine, recipe, material, encoded, held_out, lengths, folder, about)
 
 
 def starting_point(recipe: Recipe) -> tuple[Recipe, Path | None]:
@@ -127,7 +131,7 @@ def read_material(recipe: Recipe) -> Material:
         say(
             f"{leaked:,} of the {len(evaluated):,} {evaluated.split} rows have a source that is among the training rows too."
         )
-    return Material(training, read_choosing_rows(recipe, len(training)), evaluated, leaked)
+    return Material(training, read_choosing_rows(recipe, len(training)), evaluated, leaked, read_held_out(recipe))
 
 
 @contextmanager
@@ -161,23 +165,47 @@ def _run(
     recipe: Recipe,
     material: Material,
     encoded: Encoded | None,
+    held_out: dict[str, Encoded],
     lengths: tuple[int, int],
     folder: Path,
     about: dict[str, Any],
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"name": recipe.name, "method": recipe.training.method}
     record |= {"trainable": engine.trainable, "total": engine.total}
+    before = measure_before(engine, material.held_out, held_out)
     if encoded is not None:
         validator = make_validator(recipe, material.choosing, engine, lengths)
         record |= _train_and_save(engine, recipe, encoded, validator, lengths, folder)
     record["peak_memory_bytes"] = engine.peak_memory()
     scores = evaluate(engine, recipe, material.evaluated, lengths, folder)
     record |= {"metrics": scores.summary(), **about}
+    after = before if encoded is None else measure_after(engine, material.held_out, held_out)
+    record["forgetting"] = _forgetting(material, held_out, before, after, folder)
     record |= {"lengths": lengths, "device": engine.device, "dtype": engine.dtype, **environment()}
     write_json(folder / RECORD, record)
     checkpoint.remove(folder)
     remove_base(folder)
     return record
+
+
+def _forgetting(
+    material: Material,
+    held_out: dict[str, Encoded],
+    before: dict[str, Scores],
+    after: dict[str, Scores],
+    folder: Path,
+) -> dict[str, Any]:
+    """What the record says of each of the other data sets; their rows' losses go into a file."""
+    forgotten = {name: Forgotten(before[name], after[name]) for name in before}
+    write_forgotten(folder, {name: each.numbers.tolist() for name, each in held_out.items()}, forgotten)
+    return {
+        name: {
+            **describe_rows(material.held_out[name], held_out[name]),
+            "leaked": leaked_rows(material.training, material.held_out[name]),
+            **each.summary(),
+        }
+        for name, each in forgotten.items()
+    }
 
 
 def read_training_rows(recipe: Recipe) -> StreamedSplit:

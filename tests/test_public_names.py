@@ -29,8 +29,8 @@ INTERFACE = {
     "LoRASpec": "rank rules alpha dropout shared_dropout tune_vectors bias modules_to_save rank_pattern alpha_pattern "
     "use_rslora use_dora init seed disabled",
     "LoralabError": "",
-    "Recipe": "name description model data lora training optimizer validation evaluation variants published published_source"
-    " next_steps",
+    "Recipe": "name description model data lora training optimizer validation evaluation forgetting variants published "
+    "published_source next_steps",
     "UserError": "",
     "attach": "model spec name",
     "generate": "model tokenizer texts * max_new_tokens beams length_penalty early_stopping sample temperature top_k top_p "
