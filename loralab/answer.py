@@ -10,15 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from loralab.config import Recipe
 from loralab.data.chat import transcript
 from loralab.data.encode import encode_sources
+from loralab.data.rows import source_hash
+from loralab.data.shots import draw_shots
 from loralab.data.splits import read_split
 from loralab.data.texts import OUT_FORMATS, Texts, read_stdin, read_texts
 from loralab.engine import load_engine, open_engine
 from loralab.errors import DataError, UserError, nearest
+from loralab.evaluate import after_shots
 from loralab.progress import Progress, say
 from loralab.run import find_trained, write_text
+from loralab.train import read_training_rows
 from loralab.use import lengths_of
 
 SPLITS = ("train", "validation", "test")
@@ -119,11 +126,14 @@ def _answer_row(recipe: Recipe, saved: Path | None, sample: str) -> tuple[dict[s
         raise DataError("--sample needs rows: give data.name, data.source and data.target, as in data.name=./my-data.")
     if split not in SPLITS:
         raise DataError(f"--sample {sample}: expected a split, or SPLIT:ROW. {nearest(split, SPLITS)}")
-    rows = {e.row: e for e in read_split(data, split)}
+    given = read_split(data, split)
+    rows = {example.row: example for example in given}
     if number and not (number.isdecimal() and int(number) in rows):
         raise DataError(f"--sample {sample}: there is no such row. Those of {split} are {min(rows)} to {max(rows)}.")
     row = rows[int(number) if number else random.SystemRandom().choice(list(rows))]
-    prediction = Writer(recipe, saved).write([row.source])[0]
+    first = next(example.row for example in given if example.source == row.source)  # as in evaluation
+    avoid = given.source_hashes if split != "train" else None
+    prediction = Writer(recipe, saved).write([row.source], None, first, avoid)[0]
     result = {"split": split, "row": row.row, "source": row.source, "references": list(row.targets)}
     parts = {
         "Source": transcript(row.source) if data.messages else row.source,
@@ -160,6 +170,9 @@ class Writer:
 
     def __init__(self, recipe: Recipe, saved: Path | None) -> None:
         """`saved`: what a run trained, or None for the base alone."""
+        if recipe.evaluation.shots and recipe.data.name == NO_DATA["name"]:
+            raise DataError("evaluation.shots needs training rows: give data.name, data.source and data.target.")
+        self.training = read_training_rows(recipe) if recipe.evaluation.shots else None
         self.engine = open_engine(recipe) if saved is None else load_engine(recipe, saved)
         self.decoding, self.prompt = recipe.evaluation, self.engine.prompt
         self.max_length, _ = lengths_of(self.engine, recipe)
@@ -175,9 +188,20 @@ class Writer:
         other.decoding = self.decoding.model_copy(update={"seed": seed})
         return other
 
-    def write(self, texts: Sequence[str], on_done: Callable[[int], None] | None = None) -> list[str]:
-        """The answers, each stripped of white space around it."""
-        ids = self.engine.generate(self._encode(texts), self.decoding, on_done)
+    def write(
+        self,
+        texts: Sequence[str],
+        on_done: Callable[[int], None] | None = None,
+        first: int = 1,
+        avoid: NDArray[np.uint64] | None = None,
+    ) -> list[str]:
+        """The answers, each stripped of white space around it.
+
+        Args:
+            first: the number of the first text's row, by which its worked examples are drawn.
+            avoid: hashes of sources that are no examples; None those of the texts.
+        """
+        ids = self.engine.generate(self._encode(texts, first, avoid), self.decoding, on_done)
         return [self._text(answer) for answer in ids]
 
     def stream(self, text: str, out: TextIO) -> str:
@@ -201,8 +225,14 @@ class Writer:
         out.flush()
         return answer
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return encode_sources(texts, self.engine.tokenizer, self.prompt, self.max_length)[0]
+    def _encode(self, texts: Sequence[str], first: int = 1, avoid: NDArray[np.uint64] | None = None) -> list[list[int]]:
+        ids = encode_sources(texts, self.engine.tokenizer, self.prompt, self.max_length)[0]
+        if self.training is None:
+            return ids
+        avoid = np.array([source_hash(text) for text in texts], dtype=np.uint64) if avoid is None else avoid
+        rows, settings = list(enumerate(texts, first)), self.decoding
+        drawn = draw_shots(rows, avoid, self.training, settings.shots, settings.seed)
+        return after_shots(self.engine, ids, list(texts), drawn, self.max_length)[0]
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.engine.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

@@ -207,6 +207,8 @@ def _row(name: str, recipe: Recipe, runs: Sequence[Run], scores: Scores | None, 
     row["peak_memory_bytes"] = max(peaks)
     row["seconds_before"] = float(np.mean([_seconds_before(run) for run in runs]))
     row["forgetting"] = _forgetting(runs, records[0].get("forgetting", {}))
+    if shots := records[0]["evaluated"].get("shots"):  # drawn by evaluation.seed: the same in every run
+        row["shots"] = shots
     return {**row, "metrics": scores.summary(None if scores is first else first)}
 
 

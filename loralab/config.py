@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -88,10 +88,22 @@ class EvaluationSettings(Decoding):
     """The rows that the reported numbers come from."""
     max_new_tokens: Count = 128
     """The longest answer, in tokens."""
+    shots: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Worked examples before each row's prompt, drawn from the training rows by the seed: as many as fit whole into
+    data.max_source_length together with the row. A percentile there is that of rows without examples: give a number of
+    tokens for both. Rows that are measured while training get none."""
     metrics: tuple[str, ...] = ("rouge",)
     """What the answers are scored with; [] measures the loss alone, as with data.objective."""
 
     _known = field_validator("metrics")(known_metrics)
+
+    @model_validator(mode="after")
+    def _examples_are_not_scored(self) -> EvaluationSettings:
+        if self.shots and self.split == "train":
+            raise ValueError(
+                "shots are examples from the training rows, and split train scores these; set shots to 0 or another split"
+            )
+        return self
 
 
 class Recipe(Settings):
@@ -155,6 +167,11 @@ class Recipe(Settings):
             metrics: tuple[str, ...] = getattr(self, block).metrics
             if metrics and (what := self.data.loss_alone):
                 raise ValueError(f"{block}.metrics {', '.join(metrics)}: with {what} only the loss is measured")
+        if self.evaluation.shots and (what := self.data.loss_alone):
+            raise ValueError(
+                f"evaluation.shots {self.evaluation.shots}: with {what} no row asks for a target, so that there is nothing "
+                "to give examples of; set shots to 0"
+            )
         if self.model.init == "random" and self.training.method != "full":
             raise ValueError(
                 f"model.init random goes with training.method full, not {self.training.method}: random weights have to learn first"

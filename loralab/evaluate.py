@@ -18,14 +18,15 @@ from loralab.config import Recipe
 from loralab.data.batches import collate, evaluation_batches
 from loralab.data.chat import transcript
 from loralab.data.denoise import Encoded, MaskedSplit, encode_documents
-from loralab.data.encode import EncodedSplit, encode, prompt_of
-from loralab.data.rows import subject
+from loralab.data.encode import NO_LIMIT, EncodedSplit, encode, encode_sources, flat, prompt_of
+from loralab.data.rows import Example, subject
+from loralab.data.shots import Shots, draw_shots, shots_in_words, with_shots
 from loralab.data.splits import AnySplit, Split, read_split
 from loralab.decoding import Decoding
 from loralab.engine import Engine
 from loralab.metrics import METRICS
 from loralab.metrics.significance import Bootstrap
-from loralab.progress import Progress
+from loralab.progress import Progress, say
 from loralab.run import PREDICTIONS, read_lines, write_lines
 
 Floats = NDArray[np.float64]
@@ -96,24 +97,53 @@ def encode_evaluation_rows(engine: Engine, recipe: Recipe, rows: Split, lengths:
     return encode_rows(engine, recipe, rows, lengths, "cut" if recipe.data.long_rows == "skip" else None)
 
 
-def evaluate(engine: Engine, recipe: Recipe, split: Split, lengths: tuple[int, int], folder: Path | None) -> Scores:
-    """Measures the engine's model on the split; writes predictions.jsonl into the folder where one is given."""
-    encoded = encode_evaluation_rows(engine, recipe, split, lengths)
+def encode_asked(
+    engine: Engine, recipe: Recipe, rows: Split, lengths: tuple[int, int], training: AnySplit | None
+) -> Encoded:
+    """The tokens of the rows that are reported: after worked examples from the training rows, where the recipe wants any."""
+    encoded, settings = encode_evaluation_rows(engine, recipe, rows, lengths), recipe.evaluation
+    if not settings.shots:
+        return encoded
+    assert isinstance(encoded, EncodedSplit) and training is not None
+    numbered = [(example.row, example.source) for example in rows.examples]
+    drawn = draw_shots(numbered, rows.source_hashes, training, settings.shots, settings.seed)
+    alone = [encoded.source(i).tolist() for i in range(len(encoded))]
+    preceded, shots = after_shots(engine, alone, [source for _, source in numbered], drawn, encoded.max_source_length)
+    ids, offsets = flat(preceded)
+    return replace(encoded, source_ids=ids, source_offsets=offsets, shots=shots)
+
+
+def after_shots(
+    engine: Engine, ids: list[list[int]], sources: list[str], drawn: list[list[Example]], max_length: int
+) -> tuple[list[list[int]], Shots]:
+    """`with_shots` for this engine's prompt and tokenizer, told on the screen."""
+
+    def ask(source: str) -> list[int]:
+        return encode_sources([source], engine.tokenizer, engine.prompt, NO_LIMIT)[0][0]
+
+    preceded, shots = with_shots(ids, sources, drawn, engine.prompt, ask, max_length)
+    say(f"{shots_in_words(shots.as_json()).capitalize()}.")
+    return preceded, shots
+
+
+def evaluate(engine: Engine, recipe: Recipe, split: Split, encoded: Encoded, folder: Path | None) -> Scores:
+    """Measures the engine's model on the split, whose tokens are `encoded`; writes predictions.jsonl into the folder where
+    one is given."""
     scores = loss_scores(split, encoded, row_losses(engine, encoded, Progress("loss", len(encoded)).update))
     if isinstance(encoded, MaskedSplit):
         if folder is not None:
             _write_document_losses(folder, encoded, scores)
         return scores
     values, predictions = scores.values, None
+    sources = source_texts(split, bool(recipe.data.messages))
     if recipe.evaluation.metrics:
         shown = Progress("generate", len(set(scores.groups))).update
         predictions = write_answers(engine, split, encoded, recipe.evaluation, shown)
         references = [example.targets for example in split.examples]
-        sources = source_texts(split, bool(recipe.data.messages))
         values = values | score(predictions, references, sources, recipe.evaluation.metrics)
     scores = replace(scores, values=values)
     if folder is not None:
-        write_predictions(folder, split, source_texts(split, bool(recipe.data.messages)), predictions, scores)
+        write_predictions(folder, split, sources, predictions, scores, encoded.shots)
     return scores
 
 
@@ -170,9 +200,14 @@ def write_answers(
 
 
 def write_predictions(
-    folder: Path, split: Split, sources: Sequence[str], predictions: Sequence[str] | None, scores: Scores
+    folder: Path,
+    split: Split,
+    sources: Sequence[str],
+    predictions: Sequence[str] | None,
+    scores: Scores,
+    shots: Shots | None,
 ) -> None:
-    """One line a row, with everything that the scores were made from."""
+    """One line a row, with everything that the scores were made from; `shots`: the numbers of the training rows before it."""
     tokens = scores.target_tokens
     write_lines(
         folder / PREDICTIONS,
@@ -181,6 +216,7 @@ def write_predictions(
                 "row": example.row,
                 "source": sources[i],
                 "references": list(example.targets),
+                **({} if shots is None else {"shots": shots.rows[i]}),
                 **({} if predictions is None else {"prediction": predictions[i]}),
                 **({} if tokens is None else {"target_tokens": int(tokens[i])}),
                 **{name: round(float(values[i]), 6) for name, values in scores.values.items()},
@@ -193,7 +229,7 @@ def write_predictions(
 def read_scores(folder: Path) -> Scores:
     """The scores behind a folder's predictions.jsonl."""
     rows = read_lines(folder / PREDICTIONS)
-    known = {"row", "source", "references", "prediction", "target_tokens"}
+    known = {"row", "source", "references", "shots", "prediction", "target_tokens"}
     values = {name: _column(rows, name) for name in rows[0] if name not in known}
     tokens = _column(rows, "target_tokens") if "target_tokens" in rows[0] else None
     subjects = [subject(row["source"], row["references"]) if "source" in row else str(row["row"]) for row in rows]

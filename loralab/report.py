@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loralab.compare import FLOORS
+from loralab.data.shots import shots_in_words
 from loralab.epochs import epochs_table
 from loralab.metrics import COLUMNS
 from loralab.progress import clock
@@ -57,6 +58,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
         if row.get("seconds_before")
     ]
     lines += [f"{row['variant']}: learning rate {_rate(row['pilot'])}." for row in scored if row.get("pilot")]
+    lines += [f"{row['variant']}: {shots_in_words(row['shots'])}." for row in scored if "shots" in row]
     lines += [f"{name}: {turn}." for name, turn in results["turns"].items()]
     lines += [f"{name} FAILED: {reason}." for name, reason in results["failures"].items()]
     lines += _elsewhere(rows)

@@ -14,13 +14,13 @@ from loralab.config import Recipe
 from loralab.data import denoise
 from loralab.data.batches import collate
 from loralab.data.denoise import Encoded, MaskedSplit
-from loralab.data.encode import check_lengths, resolve_lengths
+from loralab.data.encode import EncodedSplit, check_lengths, resolve_lengths
 from loralab.data.parts import IN_WORDS
 from loralab.data.rows import Findings
 from loralab.data.splits import AnySplit, Split, StreamedSplit, announce, index_split
 from loralab.engine import Engine, Proof, open_engine
 from loralab.errors import RunError, Stopped, UserError
-from loralab.evaluate import Scores, encode_evaluation_rows, encode_rows, evaluate, leaked_rows, read_evaluation_rows
+from loralab.evaluate import Scores, encode_asked, encode_rows, evaluate, leaked_rows, read_evaluation_rows
 from loralab.forgetting import Forgotten, encode_held_out, measure_after, measure_before, read_held_out, write_forgotten
 from loralab.loop import Course, plan_steps, run_steps
 from loralab.pilot import find_rate
@@ -59,6 +59,16 @@ class Material:
     """Of other data, on which forgetting is measured."""
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """The same rows, as token ids."""
+
+    training: Encoded | None
+    """None where nothing is trained."""
+    evaluated: Encoded
+    held_out: dict[str, Encoded]
+
+
 def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path, dict[str, Any]]:
     """Trains, saves, proves and evaluates.
 
@@ -89,16 +99,13 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         settings = recipe.data.max_source_length, recipe.data.max_target_length
         lengths = resolve_lengths(material.training, engine.tokenizer, *settings, engine.prompt)
         check_lengths(recipe.data, lengths, recipe.evaluation.max_new_tokens, engine.causal, engine.positions)
-        encoded = None
-        if recipe.training.method != "none":
-            encoded = encode_training_rows(engine, recipe, material, lengths)
-        held_out = encode_held_out(engine, recipe, material.held_out)
-        about = _about(engine, recipe, material, encoded, lengths)
+        tokens = encode_material(engine, recipe, material, lengths)
+        about = _about(material, tokens)
     folder = place or new_folder(out, recipe.name)  # nothing is left behind by a mistake above
     with checkpoint.locked(folder):
         write_recipe(folder, recipe)
         checkpoint.check_rows(folder, {what.replace("_", " "): held["hash"] for what, held in about.items()})
-        return folder, _run(engine, recipe, material, encoded, held_out, lengths, folder, about)
+        return folder, _run(engine, recipe, material, tokens, lengths, folder, about)
 
 
 def starting_point(recipe: Recipe) -> tuple[Recipe, Path | None]:
@@ -149,38 +156,41 @@ def _place_for_base(recipe: Recipe, place: Path | None, out: Path | None) -> Ite
         raise
 
 
-def _about(
-    engine: Engine, recipe: Recipe, material: Material, encoded: Encoded | None, lengths: tuple[int, int]
-) -> dict[str, Any]:
+def encode_material(engine: Engine, recipe: Recipe, material: Material, lengths: tuple[int, int]) -> Tokens:
+    """The tokens of all rows; those of training rows only where they are trained on."""
+    training = encode_training_rows(engine, recipe, material, lengths) if recipe.training.method != "none" else None
+    evaluated = encode_asked(engine, recipe, material.evaluated, lengths, material.training)
+    return Tokens(training, evaluated, encode_held_out(engine, recipe, material.held_out))
+
+
+def _about(material: Material, tokens: Tokens) -> dict[str, Any]:
     """What the record says of the rows."""
-    tokens = encode_evaluation_rows(engine, recipe, material.evaluated, lengths)
-    about = {"evaluated": describe_rows(material.evaluated, tokens) | {"leaked": material.leaked}}
-    if encoded is None:
+    about = {"evaluated": describe_rows(material.evaluated, tokens.evaluated) | {"leaked": material.leaked}}
+    if tokens.training is None:
         return about
-    return about | {"trained_on": describe_rows(material.training, encoded) | card_of(material.training)}
+    return about | {"trained_on": describe_rows(material.training, tokens.training) | card_of(material.training)}
 
 
 def _run(
     engine: Engine,
     recipe: Recipe,
     material: Material,
-    encoded: Encoded | None,
-    held_out: dict[str, Encoded],
+    tokens: Tokens,
     lengths: tuple[int, int],
     folder: Path,
     about: dict[str, Any],
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"name": recipe.name, "method": recipe.training.method}
     record |= {"trainable": engine.trainable, "total": engine.total}
-    before = measure_before(engine, material.held_out, held_out)
-    if encoded is not None:
+    before = measure_before(engine, material.held_out, tokens.held_out)
+    if tokens.training is not None:
         validator = make_validator(recipe, material.choosing, engine, lengths)
-        record |= _train_and_save(engine, recipe, encoded, validator, lengths, folder)
+        record |= _train_and_save(engine, recipe, tokens.training, validator, lengths, folder)
     record["peak_memory_bytes"] = engine.peak_memory()
-    scores = evaluate(engine, recipe, material.evaluated, lengths, folder)
+    scores = evaluate(engine, recipe, material.evaluated, tokens.evaluated, folder)
     record |= {"metrics": scores.summary(), **about}
-    after = before if encoded is None else measure_after(engine, material.held_out, held_out)
-    record["forgetting"] = _forgetting(material, held_out, before, after, folder)
+    after = before if tokens.training is None else measure_after(engine, material.held_out, tokens.held_out)
+    record["forgetting"] = _forgetting(material, tokens.held_out, before, after, folder)
     record |= {"lengths": lengths, "device": engine.device, "dtype": engine.dtype, **environment()}
     write_json(folder / RECORD, record)
     checkpoint.remove(folder)
@@ -314,4 +324,5 @@ def describe_rows(rows: AnySplit, encoded: Encoded | None = None) -> dict[str, A
         "parted": IN_WORDS if rows.parted else None,
         "findings": findings.as_json(),
         "hash": rows.content_hash,
+        **({"shots": encoded.shots.as_json()} if isinstance(encoded, EncodedSplit) and encoded.shots else {}),
     }

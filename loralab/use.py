@@ -9,7 +9,7 @@ from loralab.config import Recipe
 from loralab.data.encode import check_lengths, resolve_lengths
 from loralab.engine import Engine, load_engine, merge, open_engine
 from loralab.errors import UserError
-from loralab.evaluate import encode_evaluation_rows, evaluate, read_evaluation_rows
+from loralab.evaluate import encode_asked, evaluate, read_evaluation_rows
 from loralab.run import find_trained, new_folder, size_on_disk
 from loralab.table import empty_row
 from loralab.train import describe_rows, read_training_rows
@@ -21,7 +21,9 @@ def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dic
     rows = read_evaluation_rows(recipe)
     engine = open_engine(recipe) if saved is None else load_engine(recipe, saved)
     lengths = lengths_of(engine, recipe)
-    scores = evaluate(engine, recipe, rows, lengths, None)
+    training = read_training_rows(recipe) if recipe.evaluation.shots else None
+    asked = encode_asked(engine, recipe, rows, lengths, training)
+    scores = evaluate(engine, recipe, rows, asked, None)
     return {
         **empty_row(recipe.name, recipe.training.method),
         "trainable": engine.trainable,
@@ -29,7 +31,7 @@ def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dic
         "adapter_bytes": size_on_disk(saved) if saved else 0,
         "peak_memory_bytes": engine.peak_memory(),
         "metrics": scores.summary(),
-        "evaluated": describe_rows(rows, encode_evaluation_rows(engine, recipe, rows, lengths)),
+        "evaluated": describe_rows(rows, asked),
     }
 
 

@@ -103,6 +103,12 @@ class Chat:
     end: int
     """The token that ends the assistant's turn, which a model learns to write and stops at."""
 
+    def with_examples(self, examples: Sequence[tuple[str, str]], source: str) -> str:
+        """A source with worked examples, (source, answer) each, as earlier turns; the system's message stays the source's own."""
+        system, turns = parted(messages_of(source))
+        earlier = [each for asked, answer in examples for each in (*parted(messages_of(asked))[1], answer_of(answer))]
+        return json.dumps([*system, *earlier, *turns], ensure_ascii=False)
+
 
 def open_chat(tokenizer: PreTrainedTokenizerBase) -> Chat:
     """The tokenizer's template, tried on a short conversation.
@@ -125,6 +131,11 @@ def open_chat(tokenizer: PreTrainedTokenizerBase) -> Chat:
     added = tokenizer.added_tokens_decoder
     closing = [token for token in bare_ids([after], tokenizer)[0] if token in added] or [tokenizer.eos_token_id]
     return Chat(str(tokenizer.get_chat_template()), after, closing[0])
+
+
+def parted(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """(the system's message, if there is one; the turns)."""
+    return (messages[:1], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
 
 
 def answer_of(text: str) -> Message:
@@ -157,8 +168,7 @@ def encode_conversation(source: str, tokenizer: PreTrainedTokenizerBase, max_len
     Of a conversation that is too long the oldest turns go, up to the next message of the user's; the system's message
     stays. Where the last message alone is too long, its end goes. Raises `DataError` where nothing of it would stay.
     """
-    messages = messages_of(source)
-    system, turns = (messages[:1], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
+    system, turns = parted(messages_of(source))
     begins = [place for place, message in enumerate(turns) if message["role"] == "user"]
     for begin in dict.fromkeys((0, *begins)):
         (ids,) = bare_ids([rendered([*system, *turns[begin:]], tokenizer)], tokenizer)

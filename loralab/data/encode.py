@@ -23,6 +23,7 @@ from loralab.data.cache import ArrayFile, Facts, cached
 from loralab.data.chat import Chat, encode_answers, encode_conversation, messages_of, open_chat, rendered
 from loralab.data.prompts import Prompt
 from loralab.data.rows import Example, Findings
+from loralab.data.shots import Shots
 from loralab.data.splits import AnySplit
 from loralab.data_settings import DataSettings
 from loralab.errors import DataError, ModelError, RecipeError
@@ -51,6 +52,7 @@ class EncodedSplit:
     max_target_length: int  # tokens, with the end-of-sequence token
     findings: Findings  # the rows that were too long
     reused: bool  # the tokens are those of an earlier run
+    shots: Shots | None = None  # the worked examples before each row
 
     def __len__(self) -> int:
         return len(self.source_offsets) - 1
@@ -117,6 +119,7 @@ def encode(
         max_target_length=max_target_length,
         findings=Findings.from_json(entry.facts["findings"]).in_file(numbers),
         reused=entry.reused,
+        shots=None,
     )
 
 

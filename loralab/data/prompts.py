@@ -10,7 +10,7 @@ Cutting the end of the tokens would lose the suffix, which tells the model what 
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,11 @@ class Prompt:
 
     def fill(self, source: str) -> str:
         return self.prefix + source + self.suffix
+
+    def with_examples(self, examples: Sequence[tuple[str, str]], source: str) -> str:
+        """A source that, filled in, has worked examples, (source, target) each, before its prompt (shots.py)."""
+        gap = "" if self.suffix[-1:].isspace() else "\n"
+        return "".join(f"{asked}{self.suffix}{gap}{answer}\n\n{self.prefix}" for asked, answer in examples) + source
 
     def cut(self, source: str, tokenizer: Tokenize, max_length: int) -> list[int]:
         """Token ids of the prompt around the longest start of `source` with which they are at most `max_length`.
