@@ -40,7 +40,7 @@ check: setup ## style, types, spelling, the rules about imports, and the documen
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/codespell
-	$(BIN)/pytest -q -m "not slow" tests/test_imports.py tests/test_documents.py tests/test_public_names.py
+	$(BIN)/pytest -q -m "not slow" tests/test_imports.py tests/test_documents.py tests/test_links.py tests/test_notebook.py tests/test_public_names.py
 
 format: setup ## what can be put in style without a thought
 	$(BIN)/ruff check --fix
