@@ -23,7 +23,7 @@ from loralab.progress import say
 from loralab.recipe_file import read_tree, recipe_from_tree, settings_of
 
 DEFAULTS = "own-data"
-OF_OTHER_DATA = ("published", "published_source", "description")  # what a recipe says of its own data
+OF_OTHER_DATA = ("published", "published_source", "description", "next_steps")  # what a recipe says of its own data
 BYTES_A_TOKEN = 2  # at least, in most languages and vocabularies: an answer gets room for that
 SHORTEST, LONGEST = 16, 256  # answers, in tokens
 
