@@ -55,9 +55,9 @@ def train(
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train one recipe, or --data FILE of your own without one; then evaluate it.
+    """Train a recipe, or on --data FILE without one, and evaluate.
 
-    Example: loralab train flan-t5-base-dialogsum lora.rank=32 --out runs/rank-32
+    Example: loralab train t5-small-xsum lora.rank=32 --out runs/rank-32
     """
     from loralab.forgetting import in_words
     from loralab.run import recipe_and_folder
@@ -81,7 +81,7 @@ def compare(
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run every variant of a recipe, or of --data FILE, and print one table.
+    """Run every variant of a recipe; one table compares them.
 
     Example: loralab compare flan-t5-base-dialogsum data.max_train_rows=1000
     """
@@ -98,7 +98,7 @@ def compare(
 
 @app.command()
 def evaluate(trained: Trained, overrides: Overrides = None, base: Base = None, as_json: AsJson = False) -> None:
-    """Score a finished run, or an adapter alone, on its own data or other.
+    """Score a run or an adapter, on its own data or other.
 
     Example: loralab evaluate runs/rank-32/adapter evaluation.split=validation
     """
@@ -139,9 +139,9 @@ def score(
     metrics: Annotated[str, typer.Option(help="Separated by commas, such as rouge,chrf: those of recipes.")] = "rouge",
     as_json: AsJson = False,
 ) -> None:
-    """Score predictions of one or several systems, with intervals, and compare each two.
+    """Score predictions in files, and compare their systems.
 
-    Example: loralab score answers.csv --reference summary --prediction base --prediction lora
+    Example: loralab score answers.csv --prediction base --prediction lora
     """
     from loralab.predictions import Columns
     from loralab.score import report, score_files
@@ -180,11 +180,13 @@ def generate(
     base: Base = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer texts with a trained model, or with a base: of options, of stdin as one text, or as you type them.
+    """Answer texts with a trained model, or with a base.
+
+    The texts are those of the options, stdin as one text, or what you type.
 
     How it writes are overrides: evaluation.beams=4, evaluation.sample=true evaluation.top_p=0.9, and the like.
 
-    Example: loralab generate runs/rank-32 --text "Tom: Lunch? Ann: At one." evaluation.beams=4
+    Example: loralab generate runs/rank-32 --text "Tom: Lunch? Ann: At one."
     """
     from loralab.answer import Question, answer
 
@@ -201,7 +203,7 @@ def merge(
     base: Base = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write base and adapter as one plain model that Transformers loads.
+    """Write base and adapter as one model for Transformers.
 
     Example: loralab merge runs/rank-32 --out merged
     """
@@ -220,7 +222,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What to look through.")] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """List runs and comparisons below a folder, and how a stopped one goes on.
+    """List runs, their scores, and how a stopped one goes on.
 
     Example: loralab runs
     """
@@ -239,7 +241,8 @@ def recipes(as_json: AsJson = False) -> None:
     from loralab.recipe_file import load_recipe, shipped_recipes
 
     lines = {name: load_recipe(name).description for name in shipped_recipes()}
-    _finish(lines, as_json, "\n".join(f"{name:<26} {description}" for name, description in lines.items()))
+    width = max(map(len, lines))
+    _finish(lines, as_json, "\n".join(f"{name:<{width}}  {description}" for name, description in lines.items()))
 
 
 @app.command()

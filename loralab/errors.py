@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class LoralabError(Exception):
@@ -71,3 +72,14 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
         return "Did you mean " + " or ".join(repr(name) for name in near) + "?"
     listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return f"There are: {listed or 'none'}."
+
+
+def nearest_file(path: Path) -> str:
+    """ " Did you mean ...?" with the names beside a path that is not there, or "" where none is near."""
+    folder = path.parent
+    try:
+        beside = [str(folder / each.name) for each in folder.iterdir()]
+    except OSError:
+        return ""
+    near = nearest(str(path), beside) if beside else ""
+    return f" {near}" if near.startswith("Did you mean") else ""

@@ -1,9 +1,10 @@
-"""Progress of long work, on stderr: one line that renews itself on a terminal, a line now and then in a file or pipe."""
+"""Progress of long work, on stderr: one line that renews itself on a terminal and in a notebook, else a line now and then."""
 
 from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import TextIO
@@ -12,8 +13,21 @@ EVERY_TERMINAL, EVERY_FILE = 0.2, 15.0  # seconds between two lines
 
 
 def say(text: str) -> None:
-    """One line of plain news."""
+    """Plain news; on a terminal its sentences are wrapped between words, its tables and lists are left as they are."""
+    if is_terminal(sys.stderr):
+        text = "\n".join(line if line.startswith(" ") else wrapped(line) for line in text.split("\n"))
     print(text, file=sys.stderr, flush=True)
+
+
+def wrapped(line: str) -> str:
+    """The line in parts that the terminal has room for, the later ones indented."""
+    parts = textwrap.wrap(line, columns(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(parts)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a line can be written over: a carriage return does so on a terminal, and in a notebook's cell."""
+    return stream.isatty() or type(stream).__module__.startswith("ipykernel.")
 
 
 class Progress:
@@ -24,7 +38,7 @@ class Progress:
     ) -> None:
         """`done`: units that an earlier life of the run has done. `transient`: its end is no news, the line is to be written over."""
         self.label, self.total, self.stream, self.begun = label, total, stream or sys.stderr, done
-        self.terminal, self.transient = self.stream.isatty(), transient
+        self.terminal, self.transient = is_terminal(self.stream), transient
         self.started = self.shown = time.monotonic()
 
     def update(self, done: int, *notes: str) -> None:

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from loralab.config import Recipe, Tree, set_key, with_overrides
-from loralab.errors import RecipeError, nearest
+from loralab.errors import RecipeError, nearest, nearest_file
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -82,7 +82,8 @@ def _read(name_or_path: str) -> tuple[str, str]:
     if name_or_path in shipped:
         return shipped[name_or_path], name_or_path
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise RecipeError(f"There is no recipe file {name_or_path}.")
+        beside = nearest_file(path) or (f" Did you mean {path.stem!r}?" if path.stem in shipped else "")
+        raise RecipeError(f"There is no recipe file {name_or_path}.{beside}")
     raise RecipeError(
         f"There is no recipe {name_or_path!r}, neither a file nor a shipped one. {nearest(name_or_path, shipped)}"
     )
@@ -113,7 +114,11 @@ def _apply(tree: Tree, override: str) -> str | None:
         return f"{key}: {text!r} is not a YAML value; put it in quotes"
     if key == "variants" and isinstance(value, list):
         return _choose_variants(tree, value)
-    return set_key(tree, key.split("."), value, key)
+    path, variants = key.split("."), tree.get("variants")
+    if path[0] == "variants" and len(path) > 2 and isinstance(variants, dict) and path[1] not in variants:
+        whole = f"'variants.{path[1]}={{{'.'.join(path[2:])}: {text}}}'"
+        return f"{key}: there is no variant {path[1]!r}. {nearest(path[1], variants)} A new one is given whole: {whole}"
+    return set_key(tree, path, value, key)
 
 
 def _value(text: str) -> Any:
@@ -198,7 +203,7 @@ def _explain(kind: str, location: Iterable[int | str], message: str, got: Any) -
     text = message.removeprefix("Value error, ")
     if kind == "value_error" and (got is None or isinstance(got, dict)):
         return f"{key}: {text}" if key else text
-    return f"{key}: {_sentence(kind, text)}; got {got!r}"
+    return f"{key}: {_sentence(kind, text)}" + ("" if text.endswith("?") else f"; got {got!r}")
 
 
 def _sentence(kind: str, message: str) -> str:

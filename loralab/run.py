@@ -27,7 +27,7 @@ from typing import Any
 
 from loralab.config import Recipe
 from loralab.data.readers import READERS, suffix_of
-from loralab.errors import RecipeError, RunError
+from loralab.errors import RecipeError, RunError, nearest_file
 from loralab.own_data import recipe_for
 from loralab.recipe_file import load_recipe, parse_tree, recipe_from_tree, shipped_recipes, to_yaml
 from loralab.spec import LoRASpec
@@ -76,6 +76,10 @@ def recipe_and_folder(
         return load_recipe(Path(name) / RECIPE, overrides), out or Path(name)
     if suffix_of(Path(name)) in READERS:
         raise RecipeError(f"{name} is no recipe but data. Train on it: `loralab {command} --data {name}`.")
+    if (Path(name) / RECIPE).exists():
+        raise RecipeError(
+            f"{name} is a run. Go on with it: `loralab {command} {name} --resume`; do it again: `loralab {command} {name}/{RECIPE}`."
+        )
     return load_recipe(name, overrides), out
 
 
@@ -168,7 +172,9 @@ def find_trained(
         data: the recipe's data block where none is stored.
     """
     if not path.is_dir():
-        raise RunError(f"There is no folder {path}. Expected a run (runs/NAME), an adapter or a model.")
+        raise RunError(
+            f"There is no folder {path}.{nearest_file(path)} Expected a run (runs/NAME), an adapter or a model."
+        )
     if base is not None:
         overrides = [f"model.name={json.dumps(base)}", *overrides]
     if (path / RECIPE).exists():

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from loralab.checkpoint import FOLDER, at_work
-from loralab.errors import RunError
+from loralab.errors import RunError, nearest_file
 from loralab.metrics import COLUMNS
 from loralab.recipe_file import parse_tree
 from loralab.run import RECIPE, RECORD
@@ -58,7 +58,7 @@ def list_runs(folder: Path) -> list[Listed]:
     """
     if not folder.is_dir():
         raise RunError(
-            f"There is no folder {folder}. Runs are made by `loralab train`; name another folder: loralab runs FOLDER"
+            f"There is no folder {folder}.{nearest_file(folder)} Runs are made by `loralab train`; name another folder: loralab runs FOLDER"
         )
     groups = [[_listed(place, folder), *(_listed(run, folder) for run in _inner(place))] for place in _places(folder)]
     return [

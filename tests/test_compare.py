@@ -144,7 +144,7 @@ def test_the_order_of_variants_and_what_cannot_be(workshop: Path) -> None:
     assert order.index("lora") < order.index("later") and order.index("broken") < order.index("after-broken")
     for overrides, message in (
         (["variants.lora.training.start_from=later"], "lora.* start from one another in a circle"),
-        (["variants.replaced.lora.rank=2"], "cannot be called 'replaced'"),
+        (["variants.replaced={}"], "cannot be called 'replaced'"),
         (["variants.later.training.start_from=lorra"], "neither a variant nor a folder.*lora"),
         (
             ["variants.later.training.seed=7"],

@@ -16,7 +16,7 @@ from typing import Any
 
 from loralab import embedded
 from loralab.data.readers import READERS, Record, suffix_of
-from loralab.errors import DataError
+from loralab.errors import DataError, nearest_file
 
 SPLITS = ("train", "validation", "test")  # of a single file
 
@@ -87,7 +87,7 @@ def local_path(name: str) -> Path | None:
         raise DataError(f"{name} is a file of an unknown format. The formats are: {', '.join(READERS)}.")
     if known or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
         raise DataError(
-            f"{name}: there is no such {'file' if known else 'folder'} (seen from {Path.cwd()}). "
+            f"{name}: there is no such {'file' if known else 'folder'} (seen from {Path.cwd()}).{nearest_file(path)} "
             f"A data set is a file ({', '.join(READERS)}), a folder of files named after their splits, "
             "or a hub id such as owner/name."
         )
@@ -155,5 +155,5 @@ def from_hub(name: str, what: str, ask: Callable[[ModuleType], Any]) -> Any:
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise DataError(
             f"{name}: there is no folder or file of this name, and the hub did not give {what} "
-            f"({type(error).__name__}: {reason}). Check the id and the connection, or give a folder of files."
+            f"({type(error).__name__}: {reason}). Check the id and the connection, or give a folder of files.{nearest_file(Path(name))}"
         ) from error
