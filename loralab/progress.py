@@ -13,15 +13,15 @@ EVERY_TERMINAL, EVERY_FILE = 0.2, 15.0  # seconds between two lines
 
 
 def say(text: str) -> None:
-    """Plain news; on a terminal its sentences are wrapped between words, its tables and lists are left as they are."""
+    """Plain news; on a terminal sentences are wrapped between words, tables and lists (two spaces) are left as they are."""
     if is_terminal(sys.stderr):
-        text = "\n".join(line if line.startswith(" ") else wrapped(line) for line in text.split("\n"))
+        text = "\n".join(line if "  " in line else wrapped(line) for line in text.split("\n"))
     print(text, file=sys.stderr, flush=True)
 
 
 def wrapped(line: str) -> str:
     """The line in parts that the terminal has room for, the later ones indented."""
-    parts = textwrap.wrap(line, columns(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    parts = textwrap.wrap(line, columns() + 1, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return "\n".join(parts)
 
 
