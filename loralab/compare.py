@@ -31,6 +31,7 @@ from loralab.errors import RecipeError, Stopped
 from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score, source_texts, stack
 from loralab.forgetting import read_forgotten, read_held_out
 from loralab.metrics.floors import constant, lead
+from loralab.mixing import read_mixture
 from loralab.plot import read_curves
 from loralab.progress import clock, say
 from loralab.recipe_file import to_yaml
@@ -74,7 +75,9 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
     plan_runs(recipe, out or Path(recipe.name))  # mistakes show here, before anything is written
     _check_columns(recipe)
     rows = read_evaluation_rows(recipe)  # a missing split or column is found here, not after an hour
-    training_rows = read_training_rows(recipe)
+    training_rows = [read_training_rows(recipe)]
+    for variant in map(recipe.variant, recipe.variants):
+        training_rows += read_mixture(variant).values()
     read_held_out(recipe)
     folder = out if resume and out is not None else new_folder(out, recipe.name)
     write_recipe(folder, recipe)
@@ -147,17 +150,20 @@ def gather(
     runs: Sequence[Run],
     folder: Path,
     rows: Split,
-    training_rows: StreamedSplit,
+    training_rows: Sequence[StreamedSplit],
     failures: dict[str, str],
 ) -> dict[str, Any]:
-    """What results.json holds: the rows of the table from the run folders, floors below."""
+    """What results.json holds: the rows of the table from the run folders, floors below.
+
+    `training_rows` are those of the main data, then those of further data that any variant is trained on.
+    """
     finished = {name: _finished(runs, name) for name in recipe.variants}
     scores = {name: stack([read_scores(run.folder) for run in some]) for name, some in finished.items() if some}
     first = scores.get(next(iter(recipe.variants)))
     table = [_row(name, recipe, finished[name], scores.get(name), first) for name in recipe.variants]
     sentence = ""
     if recipe.evaluation.metrics:  # the loss alone has no floors
-        sentence = constant(training_rows.sample_of_targets())
+        sentence = constant(training_rows[0].sample_of_targets())
         for name, floor in _floors(recipe, rows, sentence).items():
             table.append({**empty_row(name, "floor"), "metrics": floor.summary(first)})
     return {
@@ -172,7 +178,7 @@ def gather(
         "published": recipe.published,
         "published_source": recipe.published_source,
         "next_steps": recipe.next_steps,
-        "evaluated": {**describe_rows(rows), "leaked": leaked_rows(training_rows, rows)},
+        "evaluated": {**describe_rows(rows), "leaked": leaked_rows(training_rows[0], rows, *training_rows[1:])},
     }
 
 

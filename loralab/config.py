@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from loralab.data_settings import DataSettings, HeldOutSettings
+from loralab.data_settings import DataSettings, HeldOutSettings, MixedSettings
 from loralab.decoding import Decoding
 from loralab.errors import RecipeError, nearest
 from loralab.metrics import COLUMNS, METRICS
@@ -115,6 +115,8 @@ class Recipe(Settings):
     """One line for `loralab recipes`."""
     model: ModelSettings
     data: DataSettings
+    mixture: dict[str, MixedSettings] = Field({})
+    """Further data to train on, by short names of yours, each with a weight; validation and evaluation are on `data` alone."""
     lora: LoRASpec = LoRASpec()
     training: TrainingSettings = TrainingSettings()
     optimizer: OptimizerSettings = OptimizerSettings()

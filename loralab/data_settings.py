@@ -123,9 +123,7 @@ class HeldOutSettings(DataSettings):
 
     @model_validator(mode="after")
     def _what_means_nothing(self) -> HeldOutSettings:
-        for split in ("train", "validation", "test"):
-            if getattr(self, f"max_{split}_rows") is not None:
-                raise ValueError(f"max_{split}_rows means nothing here; rows says how many are measured on")
+        _no_bounds(self, ("train", "validation", "test"), "rows says how many are measured on")
         if isinstance(self.max_source_length, str) or isinstance(self.max_target_length, str):
             raise ValueError("max_source_length and max_target_length are numbers of tokens here, no percentiles")
         return self
@@ -139,3 +137,21 @@ class HeldOutSettings(DataSettings):
     def max_rows(self, split: str) -> int | None:
         """The bound on the rows of any split."""
         return self.rows
+
+
+class MixedSettings(DataSettings):
+    """Further data that is trained on beside the main data; columns, prompt and lengths are its own."""
+
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Rows of it for one row of the main data; 0.5 is one for two. null: each of its rows once an epoch."""
+
+    @model_validator(mode="after")
+    def _what_means_nothing(self) -> MixedSettings:
+        _no_bounds(self, ("validation", "test"), "validation and evaluation are on the main data")
+        return self
+
+
+def _no_bounds(data: DataSettings, splits: tuple[str, ...], why: str) -> None:
+    for split in splits:
+        if getattr(data, f"max_{split}_rows") is not None:
+            raise ValueError(f"max_{split}_rows means nothing here; {why}")

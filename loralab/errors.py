@@ -17,7 +17,8 @@ Each message says what was got, what was expected, and what to do. A broken prom
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -62,6 +63,15 @@ class MissingExtra(LoralabError, ImportError):
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f"{library} is not installed. It comes with an extra: pip install 'loralab[{extra}]'")
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Whatever mistake of the user's is told within is told of this key of the recipe."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{key}: {error}") from error
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:

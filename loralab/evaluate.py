@@ -18,7 +18,8 @@ from loralab.config import Recipe
 from loralab.data.batches import collate, evaluation_batches
 from loralab.data.chat import transcript
 from loralab.data.denoise import Encoded, MaskedSplit, encode_documents
-from loralab.data.encode import NO_LIMIT, EncodedSplit, encode, encode_sources, flat, prompt_of
+from loralab.data.encode import NO_LIMIT, encode, encode_sources, flat, prompt_of
+from loralab.data.encoded import EncodedSplit
 from loralab.data.rows import Example, subject
 from loralab.data.shots import Shots, draw_shots, shots_in_words, with_shots
 from loralab.data.splits import AnySplit, Split, read_split
@@ -71,9 +72,10 @@ def read_evaluation_rows(recipe: Recipe) -> Split:
     return read_split(recipe.data, recipe.evaluation.split)
 
 
-def leaked_rows(training: AnySplit, rows: AnySplit) -> int:
-    """How many of the evaluated rows have a source that the model was trained on, white space apart."""
-    return int(np.isin(rows.source_hashes, training.source_hashes).sum())
+def leaked_rows(training: AnySplit, rows: AnySplit, *more: AnySplit) -> int:
+    """How many of the evaluated rows have a source that the model was trained on, white space apart; `more` was trained on too."""
+    hashes = np.concatenate([each.source_hashes for each in (training, *more)])
+    return int(np.isin(rows.source_hashes, hashes).sum())
 
 
 def source_texts(rows: Split, chat: bool) -> list[str]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from loralab.data.sources import splits_of
 from loralab.data.splits import Split, announce, read_split
 from loralab.data_settings import HeldOutSettings
 from loralab.engine import Engine
-from loralab.errors import DataError, UserError
+from loralab.errors import DataError, about
 from loralab.evaluate import LOSS_TOKENS, Floats, Scores, encode_evaluation_rows, loss_scores, row_losses, stack
 from loralab.metrics import LOSS
 from loralab.metrics.significance import Bootstrap
@@ -68,7 +67,7 @@ def read_held_out(recipe: Recipe) -> dict[str, Split]:
     """The rows of each of the recipe's other data sets. Raises what reading rows raises, with the key that it is about."""
     rows: dict[str, Split] = {}
     for name, data in recipe.forgetting.items():
-        with _about(name):
+        with about(f"forgetting.{name}"):
             check_lengths(data)
             rows[name] = read_split(data, _held_out_split(data))
             say(f"forgetting.{name}: {announce(rows[name], data)}")
@@ -86,15 +85,6 @@ def _held_out_split(data: HeldOutSettings) -> str:
     return found
 
 
-@contextmanager
-def _about(name: str) -> Iterator[None]:
-    """Whatever mistake is told within is told of this entry."""
-    try:
-        yield
-    except UserError as error:
-        raise type(error)(f"forgetting.{name}: {error}") from error
-
-
 # Measuring
 
 
@@ -103,7 +93,7 @@ def encode_held_out(engine: Engine, recipe: Recipe, rows: Mapping[str, Split]) -
     encoded: dict[str, Encoded] = {}
     for name, split in rows.items():
         data, training = recipe.forgetting[name], recipe.training.model_copy(update={"seed": MASKS})
-        with _about(name):
+        with about(f"forgetting.{name}"):
             check_positions(data, data.lengths, 0, engine.causal, engine.positions)
             own = recipe.model_copy(update={"data": data, "training": training})
             encoded[name] = encode_evaluation_rows(engine, own, split, data.lengths)

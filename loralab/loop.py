@@ -24,7 +24,7 @@ from loralab import checkpoint
 from loralab.checkpoint import Position
 from loralab.config import Recipe
 from loralab.data.batches import Batch, Rows, collate, plan_batches
-from loralab.data.denoise import Encoded, MaskedSplit
+from loralab.data.mixture import Trained
 from loralab.engine import Engine
 from loralab.errors import RunError, Stopped
 from loralab.progress import Progress, say
@@ -51,32 +51,31 @@ class Course:
     validations: tuple[Line, ...]
 
 
-def plan_epochs(recipe: Recipe, encoded: Encoded) -> list[list[list[Rows]]]:
+def plan_epochs(recipe: Recipe, encoded: Trained) -> list[list[list[Rows]]]:
     """For each epoch the batches of each of its steps; a step accumulates several where the recipe says so."""
     training, epochs = recipe.training, []
     for epoch in range(training.epochs):
-        batches = plan_batches(
-            encoded.source_lengths,
-            encoded.target_lengths,
+        rows = encoded.rows_of(epoch)
+        places = plan_batches(
+            *encoded.lengths_of(rows),
             tokens_per_batch=training.token_budget,
             batch_size=training.batch_size,
             seed=training.one_seed,
             epoch=epoch,
         )
-        if isinstance(encoded, MaskedSplit):  # each epoch has masks of its own
-            batches = [rows + epoch * len(encoded) for rows in batches]
+        batches = [rows[each] for each in places]
         epochs.append(
             [batches[start : start + training.accumulate] for start in range(0, len(batches), training.accumulate)]
         )
     return epochs
 
 
-def plan_steps(recipe: Recipe, encoded: Encoded) -> list[list[Rows]]:
+def plan_steps(recipe: Recipe, encoded: Trained) -> list[list[Rows]]:
     """The batches of every step of every epoch."""
     return [step for epoch in plan_epochs(recipe, encoded) for step in epoch]
 
 
-def run_steps(engine: Engine, recipe: Recipe, encoded: Encoded, run: Path, validator: Validator | None) -> Course:
+def run_steps(engine: Engine, recipe: Recipe, encoded: Trained, run: Path, validator: Validator | None) -> Course:
     """Takes every step that is still to be taken; a line of metrics.jsonl each, a line of validation.jsonl each validation.
 
     Raises:
@@ -121,7 +120,7 @@ def run_steps(engine: Engine, recipe: Recipe, encoded: Encoded, run: Path, valid
 def _take(
     engine: Engine,
     recipe: Recipe,
-    encoded: Encoded,
+    encoded: Trained,
     rows: list[Rows],
     before: Position,
     total: int,
@@ -171,11 +170,11 @@ def _end(engine: Engine, recipe: Recipe, run: Path, position: Position, planned:
     return Course(position.step, planned, kept, position.seconds, speed, position.validations)
 
 
-def _not_finite(engine: Engine, encoded: Encoded, batches: list[Batch], step: int, run: Path) -> str:
-    numbers = encoded.numbers[np.concatenate([batch.rows for batch in batches])]
+def _not_finite(engine: Engine, encoded: Trained, batches: list[Batch], step: int, run: Path) -> str:
+    numbers = encoded.numbers_of(np.concatenate([batch.rows for batch in batches]))
     return (
         f"Step {step}: the loss or its gradient is not a finite number. {engine.diagnose(batches)} "
-        f"The batch holds the training rows {', '.join(map(str, numbers.tolist()))}. "
+        f"The batch holds the training rows {numbers}. "
         f"A lower optimizer.learning_rate, or model.dtype=float32, may help. {checkpoint.describe_last(run)}"
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from loralab.config import Recipe
 from loralab.data.batches import Rows, collate
-from loralab.data.denoise import Encoded
+from loralab.data.mixture import Trained
 from loralab.engine import Engine
 from loralab.loop import plan_steps
 from loralab.progress import Progress, say
@@ -32,7 +32,7 @@ FURTHER = 2  # more rates at most, beyond an edge
 Points = dict[float, float | None]  # learning rate -> loss; None where it was not finite
 
 
-def find_rate(engine: Engine, recipe: Recipe, encoded: Encoded, validator: Validator, run: Path) -> dict[str, Any]:
+def find_rate(engine: Engine, recipe: Recipe, encoded: Trained, validator: Validator, run: Path) -> dict[str, Any]:
     """{"chosen": the rate of the lowest loss, "steps", "points"}; the engine is left as it came."""
     steps = plan_steps(recipe, encoded)
     steps = steps[: max(LEAST, math.ceil(SHARE * len(steps)))]
@@ -91,7 +91,7 @@ def _try(
     recipe: Recipe,
     rate: float,
     steps: list[list[Rows]],
-    encoded: Encoded,
+    encoded: Trained,
     validator: Validator,
 ) -> float | None:
     """A short training at this rate, with a schedule of its own that ends with it, and its loss."""

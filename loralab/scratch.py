@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from loralab.config import Recipe
@@ -20,7 +22,7 @@ from loralab.progress import say
 BASE = "base"
 
 
-def new_base(recipe: Recipe, training_rows: AnySplit, run: Path) -> Path:
+def new_base(recipe: Recipe, training_rows: Sequence[AnySplit], run: Path) -> Path:
     """The folder of the run's base, made where it is not there yet.
 
     Raises:
@@ -48,11 +50,12 @@ def check_sizes(recipe: Recipe) -> None:
         new_config(recipe.model.name, recipe.model.sizes, vocab_size=1, pad_id=0, eos_id=0)
 
 
-def _write(recipe: Recipe, training_rows: AnySplit, folder: Path) -> None:
+def _write(recipe: Recipe, training_rows: Sequence[AnySplit], folder: Path) -> None:
     model = recipe.model
     assert model.tokenizer is not None
     if model.tokenizer == "train":
         vocabulary = model.vocabulary or DEFAULT_VOCABULARY
-        say(f"A tokenizer of {vocabulary:,} tokens, from {len(training_rows):,} training rows ...")
-        train_tokenizer((text for row in training_rows for text in (row.source, *row.targets)), vocabulary, folder)
+        say(f"A tokenizer of {vocabulary:,} tokens, from {sum(map(len, training_rows)):,} training rows ...")
+        rows = chain.from_iterable(training_rows)
+        train_tokenizer((text for row in rows for text in (row.source, *row.targets)), vocabulary, folder)
     create_base(model, str(folder) if model.tokenizer == "train" else model.tokenizer, recipe.training.one_seed, folder)

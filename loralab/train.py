@@ -14,15 +14,19 @@ from loralab.config import Recipe
 from loralab.data import denoise
 from loralab.data.batches import collate
 from loralab.data.denoise import Encoded, MaskedSplit
-from loralab.data.encode import EncodedSplit, check_lengths, resolve_lengths
+from loralab.data.encode import check_lengths, resolve_lengths
+from loralab.data.encoded import EncodedSplit
+from loralab.data.mixture import Mixture, Trained
 from loralab.data.parts import IN_WORDS
 from loralab.data.rows import Findings
 from loralab.data.splits import AnySplit, Split, StreamedSplit, announce, index_split
+from loralab.data_settings import DataSettings
 from loralab.engine import Engine, Proof, open_engine
 from loralab.errors import RunError, Stopped, UserError
 from loralab.evaluate import Scores, encode_asked, encode_rows, evaluate, leaked_rows, read_evaluation_rows
 from loralab.forgetting import Forgotten, encode_held_out, measure_after, measure_before, read_held_out, write_forgotten
 from loralab.loop import Course, plan_steps, run_steps
+from loralab.mixing import announce_mixture, describe_shares, encode_mixture, mix, read_mixture, say_shares
 from loralab.pilot import find_rate
 from loralab.plot import write_curves
 from loralab.progress import say
@@ -50,6 +54,9 @@ class Material:
     """The rows of a run, as text."""
 
     training: StreamedSplit
+    """Of the main data."""
+    mixture: dict[str, StreamedSplit]
+    """Of further data."""
     choosing: Choosing | None
     """Measured on while training."""
     evaluated: Split
@@ -58,12 +65,17 @@ class Material:
     held_out: dict[str, Split]
     """Of other data, on which forgetting is measured."""
 
+    @property
+    def trained_on(self) -> list[StreamedSplit]:
+        """The main data's training rows, and those of further data."""
+        return [self.training, *self.mixture.values()]
+
 
 @dataclass(frozen=True)
 class Tokens:
     """The same rows, as token ids."""
 
-    training: Encoded | None
+    training: Trained | None
     """None where nothing is trained."""
     evaluated: Encoded
     held_out: dict[str, Encoded]
@@ -93,7 +105,7 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     material = read_material(recipe)  # first, so that a missing split or column is found before an hour of training
     place = out if resume else None
     with _place_for_base(recipe, place, out) as place:
-        base = None if place is None or recipe.model.init != "random" else new_base(recipe, material.training, place)
+        base = None if place is None or recipe.model.init != "random" else new_base(recipe, material.trained_on, place)
         engine = open_engine(recipe, base, start)
         say(f"{recipe.model.name} on {engine.device} in {engine.dtype} ({engine.dtype_reason})\n{engine.summary}")
         settings = recipe.data.max_source_length, recipe.data.max_target_length
@@ -104,7 +116,7 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     folder = place or new_folder(out, recipe.name)  # nothing is left behind by a mistake above
     with checkpoint.locked(folder):
         write_recipe(folder, recipe)
-        checkpoint.check_rows(folder, {what.replace("_", " "): held["hash"] for what, held in about.items()})
+        checkpoint.check_rows(folder, _hashes(about))
         return folder, _run(engine, recipe, material, tokens, lengths, folder, about)
 
 
@@ -132,13 +144,14 @@ def starting_point(recipe: Recipe) -> tuple[Recipe, Path | None]:
 
 def read_material(recipe: Recipe) -> Material:
     """All rows that a run needs, and what was found in them, said."""
-    evaluated, training = read_evaluation_rows(recipe), read_training_rows(recipe)
-    say(f"{announce(training, recipe.data)}\n{announce(evaluated, recipe.data)}")
-    if leaked := leaked_rows(training, evaluated):
+    evaluated, training, mixture = read_evaluation_rows(recipe), read_training_rows(recipe), read_mixture(recipe)
+    say(f"{announce(training, recipe.data)}\n{announce_mixture(recipe, mixture)}{announce(evaluated, recipe.data)}")
+    if leaked := leaked_rows(training, evaluated, *mixture.values()):
         say(
             f"{leaked:,} of the {len(evaluated):,} {evaluated.split} rows have a source that is among the training rows too."
         )
-    return Material(training, read_choosing_rows(recipe, len(training)), evaluated, leaked, read_held_out(recipe))
+    choosing = read_choosing_rows(recipe, len(training))
+    return Material(training, mixture, choosing, evaluated, leaked, read_held_out(recipe))
 
 
 @contextmanager
@@ -168,7 +181,31 @@ def _about(material: Material, tokens: Tokens) -> dict[str, Any]:
     about = {"evaluated": describe_rows(material.evaluated, tokens.evaluated) | {"leaked": material.leaked}}
     if tokens.training is None:
         return about
-    return about | {"trained_on": describe_rows(material.training, tokens.training) | card_of(material.training)}
+    main = tokens.training.parts[0] if isinstance(tokens.training, Mixture) else tokens.training
+    trained_on = describe_rows(material.training, main) | card_of(material.training)
+    if isinstance(tokens.training, Mixture):
+        trained_on |= _about_mixture(material, tokens.training)
+    return about | {"trained_on": trained_on}
+
+
+def _about_mixture(material: Material, encoded: Mixture) -> dict[str, Any]:
+    """What an epoch has of the main data, and below "mixture" of each further set, and what that is."""
+    first, *others = describe_shares(encoded)
+    sets = zip(material.mixture.items(), encoded.parts[1:], others, strict=True)
+    return first | {
+        "mixture": {
+            name: describe_rows(rows, part) | card_of(rows) | {"leaked": leaked_rows(rows, material.evaluated)} | share
+            for (name, rows), part, share in sets
+        }
+    }
+
+
+def _hashes(about: dict[str, Any]) -> dict[str, str]:
+    """Those of all rows that a run which goes on must find as they were."""
+    mixture = about.get("trained_on", {}).get("mixture", {})
+    return {what.replace("_", " "): rows["hash"] for what, rows in about.items()} | {
+        f"trained on as {name}": rows["hash"] for name, rows in mixture.items()
+    }
 
 
 def _run(
@@ -211,7 +248,7 @@ def _forgetting(
     return {
         name: {
             **describe_rows(material.held_out[name], held_out[name]),
-            "leaked": leaked_rows(material.training, material.held_out[name]),
+            "leaked": leaked_rows(material.training, material.held_out[name], *material.mixture.values()),
             **each.summary(),
         }
         for name, each in forgotten.items()
@@ -223,24 +260,34 @@ def read_training_rows(recipe: Recipe) -> StreamedSplit:
     return index_split(recipe.data, "train")
 
 
-def encode_training_rows(engine: Engine, recipe: Recipe, material: Material, lengths: tuple[int, int]) -> Encoded:
+def encode_training_rows(engine: Engine, recipe: Recipe, material: Material, lengths: tuple[int, int]) -> Trained:
     """The training rows' tokens, from the cache where they have been there before, without the rows held out."""
-    data, rows = recipe.data, material.training
-    encoded = encode_rows(engine, recipe, rows, lengths)
+    encoded = encode_rows(engine, recipe, material.training, lengths)
+    _say_tokens(material.training, recipe.data, encoded)
+    if material.choosing is not None and material.choosing.held_out:
+        encoded = encoded.after(material.choosing.rows.examples[-1].row)
+    if not recipe.mixture:
+        return encoded
+    others = encode_mixture(engine, recipe, material.mixture)
+    for name, rows in material.mixture.items():
+        _say_tokens(rows, recipe.mixture[name], others[name])
+    mixture = mix(recipe, encoded, others)
+    say_shares(mixture)
+    return mixture
+
+
+def _say_tokens(rows: AnySplit, data: DataSettings, encoded: Encoded) -> None:
     what = f"{len(encoded):,} rows"
     if isinstance(encoded, MaskedSplit):
         what = f"{len(encoded):,} chunks of documents, {len(encoded.ids):,} in all"
     start = f"reusing tokens of {what}" if encoded.reused else f"tokens of {what}"
     say(f"{rows.name}, {rows.split}: {start}{encoded.findings.in_words({'long_rows': data.long_rows})}")
-    if material.choosing is not None and material.choosing.held_out:
-        return encoded.after(material.choosing.rows.examples[-1].row)
-    return encoded
 
 
 def _train_and_save(
     engine: Engine,
     recipe: Recipe,
-    encoded: Encoded,
+    encoded: Trained,
     validator: Validator | None,
     lengths: tuple[int, int],
     folder: Path,
@@ -271,7 +318,7 @@ def _train_and_save(
     }
 
 
-def _steps(engine: Engine, recipe: Recipe, encoded: Encoded, validator: Validator | None, folder: Path) -> Course:
+def _steps(engine: Engine, recipe: Recipe, encoded: Trained, validator: Validator | None, folder: Path) -> Course:
     """All steps, and their curves, also of a run that was stopped."""
     try:
         course = run_steps(engine, recipe, encoded, folder, validator)

@@ -21,7 +21,7 @@ class TrainingSettings(Settings):
     method: Literal["lora", "full", "none"] = "lora"
     """lora, full (every weight), or none (the base as it is: zero-shot)."""
     epochs: Count = 1
-    """Passes over the training rows."""
+    """Passes over the training rows; with a mixture, over those of the main data."""
     batch_size: Count | None = None
     """Rows a step."""
     tokens_per_batch: Count | None = None

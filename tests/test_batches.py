@@ -11,7 +11,8 @@ import pytest
 from folders import INSTRUCTION, index, split_of
 
 from loralab.data.batches import collate, evaluation_batches, plan_batches
-from loralab.data.encode import EncodedSplit, encode
+from loralab.data.encode import encode
+from loralab.data.encoded import EncodedSplit
 from loralab.data.prompts import Prompt
 from loralab.data.splits import Split
 

@@ -19,7 +19,8 @@ from tiny import make_tokenizer
 
 from loralab.data import encode as encoding
 from loralab.data.cache import ArrayFile, cache_folder, cached
-from loralab.data.encode import ARRAYS, EncodedSplit, bare_lengths, encode, tokenizer_key
+from loralab.data.encode import ARRAYS, bare_lengths, encode, tokenizer_key
+from loralab.data.encoded import EncodedSplit
 from loralab.data.prompts import Prompt
 from loralab.errors import DataError
 

@@ -51,7 +51,7 @@ LAYERS: tuple[set[str], ...] = (
         "trackers",
     },
     {"engine", "curves", "samples"},
-    {"checkpoint", "loop", "evaluate", "forgetting", "validation", "plot", "pilot", "predictions", "scratch"},
+    {"checkpoint", "loop", "evaluate", "forgetting", "mixing", "validation", "plot", "pilot", "predictions", "scratch"},
     {"train", "use", "answer", "score"},
     {"epochs", "compare", "report", "variants", "pictures", "plan", "runs"},
     {"cli", "__main__"},

@@ -29,7 +29,7 @@ INTERFACE = {
     "LoRASpec": "rank rules alpha dropout shared_dropout tune_vectors bias modules_to_save rank_pattern alpha_pattern "
     "use_rslora use_dora init seed disabled",
     "LoralabError": "",
-    "Recipe": "name description model data lora training optimizer validation evaluation forgetting variants published "
+    "Recipe": "name description model data mixture lora training optimizer validation evaluation forgetting variants published "
     "published_source next_steps",
     "UserError": "",
     "attach": "model spec name",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.data.denoise import Encoded
+from loralab.data.mixture import Trained
 
 Rows = NDArray[np.int64]  # row indices
 
@@ -26,7 +26,7 @@ TARGET_JITTER = 0.2  # targets are sorted by their length times up to 1.2, so th
 class Batch:
     """B rows, padded on the right to the longest source (S) and the longest target (T) among them."""
 
-    rows: Rows  # [B] indices into the split
+    rows: Rows  # [B] indices into what it is made of
     source_ids: NDArray[np.int64]  # [B, S]
     source_mask: NDArray[np.bool_]  # [B, S], true where the token is real
     labels: NDArray[np.int64]  # [B, T], -100 in the padding
@@ -106,11 +106,11 @@ def fill(
     return np.split(order, starts[1:])
 
 
-def collate(encoded: Encoded, rows: Rows, pad_id: int) -> Batch:
-    """The given rows of a split as one padded batch."""
+def collate(encoded: Trained, rows: Rows, pad_id: int) -> Batch:
+    """The given rows as one padded batch."""
     source_ids, source_mask = padded([encoded.source(i) for i in rows], pad_id)
     labels, label_mask = padded([encoded.target(i) for i in rows], IGNORED_LABEL)
-    return Batch(rows % len(encoded), source_ids, source_mask, labels, int(source_mask.sum()), int(label_mask.sum()))
+    return Batch(rows, source_ids, source_mask, labels, int(source_mask.sum()), int(label_mask.sum()))
 
 
 def padded(sequences: Iterable[NDArray[np.int32]], value: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

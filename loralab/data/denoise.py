@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralab.data.cache import ArrayFile, Facts, cached
-from loralab.data.encode import EncodedSplit, chunks, token_ids, tokenizer_key
+from loralab.data.encode import chunks, token_ids, tokenizer_key
+from loralab.data.encoded import EncodedSplit
 from loralab.data.rows import Findings
 from loralab.data.splits import AnySplit
 from loralab.data_settings import DataSettings
@@ -201,6 +202,22 @@ class MaskedSplit:
         """The chunks of the rows whose number is above this one."""
         kept = slice(int(np.searchsorted(self.numbers, row, side="right")), None)
         return replace(self, offsets=self.offsets[kept], numbers=self.numbers[kept])
+
+    def rows_of(self, epoch: int) -> NDArray[np.int64]:
+        """[n]: every chunk, as it is masked in this epoch."""
+        return self.in_pass(np.arange(len(self)), epoch)
+
+    def in_pass(self, rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+        """The same chunks under other masks."""
+        return rows + number * len(self)
+
+    def lengths_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(source, target) lengths of these rows; masks do not change them."""
+        return self.source_lengths[rows % len(self)], self.target_lengths[rows % len(self)]
+
+    def numbers_of(self, rows: NDArray[np.int64]) -> str:
+        """Which rows these are of, in words."""
+        return ", ".join(map(str, self.numbers[rows % len(self)].tolist()))
 
     def source(self, i: int) -> Ids:
         """Token ids with a sentinel for each masked span, and the end."""

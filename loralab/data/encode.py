@@ -11,7 +11,6 @@ import importlib.metadata
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 
 from loralab.data.cache import ArrayFile, Facts, cached
 from loralab.data.chat import Chat, encode_answers, encode_conversation, messages_of, open_chat, rendered
+from loralab.data.encoded import EncodedSplit
 from loralab.data.prompts import Prompt
 from loralab.data.rows import Example, Findings
-from loralab.data.shots import Shots
 from loralab.data.splits import AnySplit
 from loralab.data_settings import DataSettings
 from loralab.errors import DataError, ModelError, RecipeError
@@ -37,55 +36,6 @@ PERCENTILE_CAP = 512  # lengths above it count as it where a percentile is taken
 NO_LIMIT = 2**31
 NO_LENGTHS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 ARRAYS = {"source_ids": "<i4", "source_offsets": "<i8", "target_ids": "<i4", "target_offsets": "<i8", "kept": "<i8"}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EncodedSplit:
-    """Token ids of n rows, in the order of the split: row i is `ids[offsets[i]:offsets[i + 1]]`."""
-
-    source_ids: NDArray[np.int32]
-    source_offsets: NDArray[np.int64]  # n + 1
-    target_ids: NDArray[np.int32]
-    target_offsets: NDArray[np.int64]  # n + 1
-    numbers: NDArray[np.int64]  # n: the number of each row in its file
-    max_source_length: int  # tokens, with the prompt and the end-of-sequence token
-    max_target_length: int  # tokens, with the end-of-sequence token
-    findings: Findings  # the rows that were too long
-    reused: bool  # the tokens are those of an earlier run
-    shots: Shots | None = None  # the worked examples before each row
-
-    def __len__(self) -> int:
-        return len(self.source_offsets) - 1
-
-    @property
-    def source_lengths(self) -> NDArray[np.int64]:
-        return np.diff(self.source_offsets)
-
-    @property
-    def target_lengths(self) -> NDArray[np.int64]:
-        return np.diff(self.target_offsets)
-
-    @property
-    def target_tokens(self) -> NDArray[np.int64]:
-        """[n]: how many the loss counts of each row."""
-        return self.target_lengths
-
-    def after(self, row: int) -> EncodedSplit:
-        """The rows whose number in the file is above this one."""
-        first = int(np.searchsorted(self.numbers, row, side="right"))
-        kept = slice(first, None)
-        return replace(
-            self,
-            source_offsets=self.source_offsets[kept],
-            target_offsets=self.target_offsets[kept],
-            numbers=self.numbers[kept],
-        )
-
-    def source(self, i: int) -> NDArray[np.int32]:
-        return self.source_ids[self.source_offsets[i] : self.source_offsets[i + 1]]
-
-    def target(self, i: int) -> NDArray[np.int32]:
-        return self.target_ids[self.target_offsets[i] : self.target_offsets[i + 1]]
 
 
 def encode(
