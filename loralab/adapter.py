@@ -41,6 +41,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "target_parameters": (None, []), "layer_replication": (None,), "alora_invocation_tokens": (None,), "megatron_config": (None,),
     "arrow_config": (None,), "kasa_config": (None,), "monteclora_config": (None,), "velora_config": (None,),
 }  # fmt: skip
+NO_MODULES = "dummy-target-modules"  # PEFT's word for an adapter that trains modules whole and wraps none
 # Initialisations that also change the base's weights: their adapters only fit that changed base.
 CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
@@ -113,8 +114,10 @@ def peft_config(adapter: AdapterFiles) -> dict[str, Any]:
     }
 
 
-def _target_modules(spec: LoRASpec, modules: list[str]) -> list[str]:
+def _target_modules(spec: LoRASpec, modules: list[str]) -> list[str] | str:
     """The rules as they are where they are suffixes that PEFT reads as we do; else every module by its name."""
+    if not modules:
+        return NO_MODULES
     rules = list(spec.rules or ())
     plain = rules and all(re.fullmatch(r"[\w.]+", rule) and rule != "all-linear" for rule in rules)
     covered = plain and all(_is_suffix(rules, module) for module in modules)
@@ -134,7 +137,8 @@ def _alpha_pattern(spec: LoRASpec, modules: list[str]) -> dict[str, float]:
 
 def _tuned_settings(adapter: AdapterFiles) -> tuple[list[str], str]:
     """PEFT's `modules_to_save` and `bias` for the parameters that the adapter replaces."""
-    modules = sorted({name.rpartition(".")[0] for name in adapter.tuned})
+    roots = adapter.spec.modules_to_save
+    modules = sorted({_root(name, roots) for name in adapter.tuned})
     biases_only = [
         module
         for module in modules
@@ -144,6 +148,11 @@ def _tuned_settings(adapter: AdapterFiles) -> tuple[list[str], str]:
     if not biases_only:
         return whole, "none"
     return whole, "lora_only" if set(biases_only) <= set(adapter.updates) else "all"
+
+
+def _root(name: str, roots: Iterable[str]) -> str:
+    """The module that a parameter is saved with: one that the settings name, or else its own."""
+    return next((root for root in roots if name.startswith(root + ".")), name.rpartition(".")[0])
 
 
 # Reading
@@ -160,7 +169,7 @@ def read(folder: str | Path) -> AdapterFiles:
     _refuse_unsupported(config, folder)
     arrays = _read_tensors(folder / WEIGHTS)
     updates, tuned, embeddings = _sort_tensors(arrays, folder)
-    targets = config.get("target_modules") or ()
+    targets = () if config.get("target_modules") == NO_MODULES else config.get("target_modules") or ()
     card = _read_json(folder / CARD, "") if (folder / CARD).exists() else {}
     return AdapterFiles(
         spec=_spec(config),
@@ -274,7 +283,7 @@ def _sort_tensors(arrays: Arrays, folder: Path) -> tuple[dict[str, Arrays], Arra
 
 
 def _spec(config: Mapping[str, Any]) -> LoRASpec:
-    targets = config.get("target_modules")
+    targets = () if config.get("target_modules") == NO_MODULES else config.get("target_modules")
     return LoRASpec(
         rank=config.get("r", 8),
         alpha=config.get("lora_alpha", 8),

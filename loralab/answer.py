@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,24 +13,25 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from loralab.answer_labels import Chooser, choose_for_file, choose_labels, lines
 from loralab.config import Recipe
 from loralab.data.chat import transcript
 from loralab.data.encode import encode_sources
-from loralab.data.rows import source_hash
+from loralab.data.rows import Example, source_hash
 from loralab.data.shots import draw_shots
-from loralab.data.splits import read_split
+from loralab.data.splits import Split, read_split
 from loralab.data.texts import OUT_FORMATS, Texts, read_stdin, read_texts
-from loralab.engine import load_engine, open_engine
 from loralab.errors import DataError, UserError, nearest
 from loralab.evaluate import after_shots
 from loralab.progress import Progress, say
 from loralab.run import find_trained, write_text
 from loralab.train import read_training_rows
-from loralab.use import lengths_of
+from loralab.use import NO_DATA as NO_ROWS
+from loralab.use import lengths_of, open_trained
 
 SPLITS = ("train", "validation", "test")
 # What a base, or an adapter made elsewhere, is asked with where nothing is said: the text as it is.
-NO_DATA = {"name": "none", "source": "source", "target": "target"}
+NO_DATA = {"name": NO_ROWS, "source": "source", "target": "target"}
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def answer(
     at_terminal = not (question.texts or question.input or question.sample) and sys.stdin.isatty()
     texts = [] if at_terminal or question.input or question.sample else _given_texts(question)
     recipe, saved = find_trained(trained, overrides, base, NO_DATA)
+    if recipe.data.label is not None:
+        return _answer_with_labels(recipe, saved, question, texts)
     if at_terminal:
         return _converse(Writer(recipe, saved)), None
     if question.input is not None:
@@ -88,6 +91,36 @@ def answer(
         return {"answers": [writer.stream(texts[0], sys.stdout)]}, None
     answers = writer.write(texts)
     return {"answers": answers}, "\n".join(answers)
+
+
+def _answer_with_labels(
+    recipe: Recipe, saved: Path | None, question: Question, texts: Sequence[str]
+) -> tuple[dict[str, Any], str | None]:
+    """What a classifier says."""
+    if question.input is not None:
+        return choose_for_file(recipe, saved, question.input, question.out)
+    if question.sample is not None:
+        split, _, row = _sampled(recipe, question.sample)
+        result, words = choose_labels(recipe, saved, [row.source])
+        result = {
+            "split": split,
+            "row": row.row,
+            "source": row.source,
+            "references": list(row.targets),
+            **result["answers"][0],
+        }
+        return result, _row_in_words(
+            split, row.row, {"Source": row.source, "Label": row.targets[0], "Prediction": words}
+        )
+    if texts:
+        return choose_labels(recipe, saved, texts)
+    chooser, answers = Chooser(recipe, saved), []
+    say("Type a text and press Enter; \\n in it is a line break. An empty line or Ctrl-D ends.")
+    while text := _ask():
+        answer = chooser.choose([text])
+        answers += answer.as_json()
+        print(lines(answer)[0], flush=True)
+    return {"answers": answers}, None
 
 
 def _given_texts(question: Question) -> Sequence[str]:
@@ -119,7 +152,26 @@ def _answers_of_rows(writer: Writer, texts: Texts) -> list[str]:
 
 
 def _answer_row(recipe: Recipe, saved: Path | None, sample: str) -> tuple[dict[str, Any], str]:
-    """A row by chance, or the one whose number stands behind a colon."""
+    split, given, row = _sampled(recipe, sample)
+    first = next(example.row for example in given if example.source == row.source)  # as in evaluation
+    avoid = given.source_hashes if split != "train" else None
+    prediction = Writer(recipe, saved).write([row.source], None, first, avoid)[0]
+    result = {"split": split, "row": row.row, "source": row.source, "references": list(row.targets)}
+    parts = {
+        "Source": transcript(row.source) if recipe.data.messages else row.source,
+        "Reference": "\n".join(row.targets),
+        "Prediction": prediction,
+    }
+    return {**result, "prediction": prediction}, _row_in_words(split, row.row, parts)
+
+
+def _row_in_words(split: str, row: int, parts: Mapping[str, str]) -> str:
+    text = "".join(f"\n\n{name}:\n{part}" for name, part in parts.items())
+    return f"Row {row} of {split}; again: --sample {split}:{row}{text}"
+
+
+def _sampled(recipe: Recipe, sample: str) -> tuple[str, Split, Example]:
+    """(the split, its rows, and of them) a row by chance, or the one whose number stands behind a colon."""
     split, _, number = sample.partition(":")
     data = recipe.data
     if data.name == NO_DATA["name"]:
@@ -130,18 +182,7 @@ def _answer_row(recipe: Recipe, saved: Path | None, sample: str) -> tuple[dict[s
     rows = {example.row: example for example in given}
     if number and not (number.isdecimal() and int(number) in rows):
         raise DataError(f"--sample {sample}: there is no such row. Those of {split} are {min(rows)} to {max(rows)}.")
-    row = rows[int(number) if number else random.SystemRandom().choice(list(rows))]
-    first = next(example.row for example in given if example.source == row.source)  # as in evaluation
-    avoid = given.source_hashes if split != "train" else None
-    prediction = Writer(recipe, saved).write([row.source], None, first, avoid)[0]
-    result = {"split": split, "row": row.row, "source": row.source, "references": list(row.targets)}
-    parts = {
-        "Source": transcript(row.source) if data.messages else row.source,
-        "Reference": "\n".join(row.targets),
-        "Prediction": prediction,
-    }
-    text = "".join(f"\n\n{name}:\n{part}" for name, part in parts.items())
-    return {**result, "prediction": prediction}, f"Row {row.row} of {split}; again: --sample {split}:{row.row}{text}"
+    return split, given, rows[int(number) if number else random.SystemRandom().choice(list(rows))]
 
 
 def _converse(writer: Writer) -> dict[str, Any]:
@@ -173,7 +214,7 @@ class Writer:
         if recipe.evaluation.shots and recipe.data.name == NO_DATA["name"]:
             raise DataError("evaluation.shots needs training rows: give data.name, data.source and data.target.")
         self.training = read_training_rows(recipe) if recipe.evaluation.shots else None
-        self.engine = open_engine(recipe) if saved is None else load_engine(recipe, saved)
+        self.engine = open_trained(recipe, saved)
         self.decoding, self.prompt = recipe.evaluation, self.engine.prompt
         self.max_length, _ = lengths_of(self.engine, recipe)
 

@@ -68,7 +68,7 @@ def train(
     keys = ("steps", "tokens_per_second", "seconds", "forgetting")
     result = {"run": str(folder), "adapter": record.get("saved"), "metrics": record["metrics"]}
     result |= {key: record.get(key) for key in keys}
-    said = [_scores(record["metrics"]), in_words(record.get("forgetting", {}))]
+    said = [_scores(record["metrics"]) + _labels(record), in_words(record.get("forgetting", {}))]
     _finish(result, as_json, "\n".join([*filter(None, said), f"Try it: loralab generate {folder} --text '...'"]))
 
 
@@ -105,7 +105,7 @@ def evaluate(trained: Trained, overrides: Overrides = None, base: Base = None, a
     from loralab.use import evaluate_saved
 
     row = evaluate_saved(trained, overrides or [], base)
-    _finish(row, as_json, _scores(row["metrics"]))
+    _finish(row, as_json, _scores(row["metrics"]) + _labels(row))
 
 
 @app.command()
@@ -262,6 +262,15 @@ def _finish(result: dict[str, Any], as_json: bool, text: str) -> None:
 
 def _scores(metrics: dict[str, dict[str, float]]) -> str:
     return "\n".join(f"{name:<13} {m['value']:8.3f}  [{m['low']:.3f}, {m['high']:.3f}]" for name, m in metrics.items())
+
+
+def _labels(row: dict[str, Any]) -> str:
+    """A classifier's table of labels."""
+    if "labels" not in row:
+        return ""
+    from loralab.confusion import labels_table
+
+    return f"\n\n{labels_table(row['labels'])}"
 
 
 def main() -> NoReturn:

@@ -25,11 +25,14 @@ import numpy as np
 
 from loralab.config import Recipe
 from loralab.curves import first_turn
+from loralab.data.rows import subject
 from loralab.data.splits import Split, StreamedSplit
 from loralab.epochs import by_epoch
 from loralab.errors import RecipeError, Stopped
 from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score, source_texts, stack
 from loralab.forgetting import read_forgotten, read_held_out
+from loralab.labels import Labels
+from loralab.metrics import classification
 from loralab.metrics.floors import constant, lead
 from loralab.mixing import read_mixture
 from loralab.plot import read_curves
@@ -37,10 +40,12 @@ from loralab.progress import clock, say
 from loralab.recipe_file import to_yaml
 from loralab.run import (
     METRICS,
+    PREDICTIONS,
     RECIPE,
     RECORD,
     check_free,
     new_folder,
+    read_lines,
     read_record,
     write_json,
     write_recipe,
@@ -163,8 +168,12 @@ def gather(
     table = [_row(name, recipe, finished[name], scores.get(name), first) for name in recipe.variants]
     sentence = ""
     if recipe.evaluation.metrics:  # the loss alone has no floors
-        sentence = constant(training_rows[0].sample_of_targets())
-        for name, floor in _floors(recipe, rows, sentence).items():
+        if recipe.data.label is None:
+            sentence = constant(training_rows[0].sample_of_targets())
+            floors = _floors(recipe, rows, sentence)
+        else:
+            floors = _label_floor(training_rows[0], _first_runs(finished))
+        for name, floor in floors.items():
             table.append({**empty_row(name, "floor"), "metrics": floor.summary(first)})
     return {
         "name": recipe.name,
@@ -245,6 +254,20 @@ def _floors(recipe: Recipe, rows: Split, sentence: str) -> dict[str, Scores]:
         name: Scores(groups, score(texts, references, sources, recipe.evaluation.metrics), None)
         for name, texts in predictions.items()
     }
+
+
+def _label_floor(training_rows: StreamedSplit, folders: dict[str, Path]) -> dict[str, Scores]:
+    """The label that most training rows have, for every row; names and order are those of the first variant's answers."""
+    if not folders:
+        return {}
+    lines = read_lines(next(iter(folders.values())) / PREDICTIONS)
+    labels = Labels.from_json(read_record(next(iter(folders.values())))["labels"])
+    often = labels.named(max(training_rows.label_counts, key=lambda text: training_rows.label_counts[text]))
+    certain = [{name: float(i in labels.places(often)) for i, name in enumerate(labels.names)} for _ in lines]
+    references = [line["references"] for line in lines]
+    values = classification.score([often for _ in lines], references, None, certain)
+    groups = [subject(line["source"], line["references"]) for line in lines]
+    return {f"always {often}": Scores(groups, values, None)}
 
 
 def _write(results: dict[str, Any], runs: Sequence[Run], recipe: Recipe, folder: Path) -> None:

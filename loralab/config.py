@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from loralab.data_settings import DataSettings, HeldOutSettings, MixedSettings
 from loralab.decoding import Decoding
 from loralab.errors import RecipeError, nearest
-from loralab.metrics import COLUMNS, METRICS
+from loralab.metrics import COLUMNS, LABELS, METRICS
 from loralab.model_settings import Count, ModelSettings, Settings
 from loralab.spec import LoRASpec
 from loralab.training_settings import OptimizerSettings, TrainingSettings
@@ -151,17 +151,17 @@ class Recipe(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _texts_have_no_metrics(cls, tree: Any) -> Any:
-        """Masked or whole texts are scored by their loss; there is no question that an answer could be written to."""
+    def _metrics_of_the_task(cls, tree: Any) -> Any:
+        """Masked or whole texts are scored by their loss, as there is no question that an answer could be written to; labels by
+        the metric of labels."""
         data = tree.get("data") if isinstance(tree, dict) else None
-        if (
-            not isinstance(data, dict)
-            or data.get("messages")
-            or not (data.get("objective") or _is_null(data, "source"))
-        ):
+        if not isinstance(data, dict) or data.get("messages"):
             return tree
+        if not (data.get("label") or data.get("objective") or _is_null(data, "source")):
+            return tree
+        metrics: list[str] = [LABELS] if data.get("label") else []
         evaluation = tree.get("evaluation") or {}
-        return tree | {"evaluation": {"metrics": []} | evaluation} if isinstance(evaluation, dict) else tree
+        return tree | {"evaluation": {"metrics": metrics} | evaluation} if isinstance(evaluation, dict) else tree
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -174,15 +174,39 @@ class Recipe(Settings):
                 f"evaluation.shots {self.evaluation.shots}: with {what} no row asks for a target, so that there is nothing "
                 "to give examples of; set shots to 0"
             )
+        self._fits_labels()
         if self.model.init == "random" and self.training.method != "full":
             raise ValueError(
                 f"model.init random goes with training.method full, not {self.training.method}: random weights have to learn first"
             )
-        if self.optimizer.scale_parameter and self.training.method == "lora":
+        if self.optimizer.scale_parameter and self.training.method in ("lora", "head"):
             raise ValueError(
                 "optimizer.scale_parameter is for training.method full: LoRA's B begins at zero and would hardly leave it"
             )
         return self
+
+    def _fits_labels(self) -> None:
+        """Settings of classifiers go with labels, and none of writing do."""
+        label, training = self.data.label is not None, self.training
+        idle = ["training.method head"] if training.method == "head" else []
+        idle += [f"training.{key}" for key in ("head", "frozen_dropout") if getattr(training, key)]
+        if idle and not label:
+            raise ValueError(f"{' and '.join(idle)}: for classifiers only; name the column of the labels as data.label")
+        if other := [name for name, data in self.forgetting.items() if (data.label is not None) != label]:
+            raise ValueError(
+                f"forgetting.{other[0]}: of it and of data one has a label and the other none; the model does one of both"
+            )
+        if not label:
+            return
+        for block, metrics in (("evaluation", self.evaluation.metrics), ("validation", self.validation.metrics)):
+            if wrong := [name for name in metrics if name != LABELS]:
+                raise ValueError(f"{block}.metrics {', '.join(wrong)}: with data.label only {LABELS} is measured")
+        fields = {name: field.default for name, field in Decoding.model_fields.items() if name != "max_new_tokens"}
+        fields["shots"] = 0
+        if writes := [name for name, default in fields.items() if getattr(self.evaluation, name) != default]:
+            raise ValueError(f"evaluation.{writes[0]} means nothing with data.label: a classifier writes nothing")
+        if self.model.init == "random":
+            raise ValueError("model.init random makes a T5, which writes; with data.label name a pretrained base")
 
     @model_validator(mode="after")
     def _published_exist(self) -> Recipe:

@@ -11,6 +11,7 @@ from loralab.model_settings import Count, Settings
 Length = Count | Annotated[str, Field(pattern=r"^p\d\d$")]
 
 NO_PROMPT = "{source}"
+TARGET_LENGTH = 128
 
 
 def _source_or_messages(schema: dict[str, Any]) -> None:
@@ -33,13 +34,17 @@ class DataSettings(Settings):
     """Instead of both, the column of a chat: a list of {role, content}, of which the last, the assistant's, is learnt."""
     objective: Literal["span-corruption", "gap-lines", "mixed"] | None = None
     """How a model learns from plain documents: it writes masked spans (T5), masked lines (as PEGASUS), or both in turn."""
+    label: str | None = None
+    """Instead of a target, the column of labels for a classifier: a name, a whole number, true or false; or a list of them."""
+    labels: dict[str, str] = Field({})
+    """What stands in that column -> the label's name, in the order of the model's outputs; {} takes what is there (labels.py)."""
     target: Annotated[str | None, Field(validate_default=True)] = None
     """The column that it learns to write; a text, or a list of equally good ones. None with an objective."""
     prompt: str = NO_PROMPT
     """What surrounds the source: a template with the source column's name in braces."""
     max_source_length: Length = 512
     """In tokens, prompt included; p85 is the 85th percentile of the training rows. Of longer rows the source is cut, never the prompt."""
-    max_target_length: Length = 128
+    max_target_length: Length = TARGET_LENGTH
     """In tokens, the end of the text included; or a percentile, as above."""
     max_train_rows: Count | None = None
     """Use only the first rows of the split; null uses all."""
@@ -47,6 +52,8 @@ class DataSettings(Settings):
     """The same for the validation split."""
     max_test_rows: Count | None = None
     """The same for the test split."""
+    pick_rows: Literal["first", "random"] = "first"
+    """Which these are: the first ones; or random ones, those of the lowest hashes and so always the same: for files that are sorted."""
     empty_rows: Literal["skip", "stop"] = "skip"
     """Rows whose source or target is blank or missing."""
     duplicate_rows: Literal["keep", "skip", "stop"] = "keep"
@@ -68,14 +75,42 @@ class DataSettings(Settings):
             raise ValueError(f"messages and {', '.join(both)} are both given; messages stand alone, without the others")
         return tree | {"source": None, "target": None}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _label_alone(cls, tree: Any) -> Any:
+        """A label needs no other column than the source; rows without one stop the run, unless the recipe says otherwise."""
+        if not isinstance(tree, dict) or tree.get("label") is None:
+            return tree
+        if both := [key for key in ("target", "messages", "objective") if tree.get(key) is not None]:
+            raise ValueError(
+                f"label and {', '.join(both)} are both given; a classifier chooses a label and writes nothing"
+            )
+        if tree.get("source") is None:
+            raise ValueError("label needs a source: the column of the texts")
+        if tree.get("max_target_length", TARGET_LENGTH) != TARGET_LENGTH:
+            raise ValueError("max_target_length means nothing with label; remove it")
+        named = {
+            str(value).lower() if isinstance(value, bool) else str(value): str(name)
+            for value, name in (tree.get("labels") or {}).items()
+        }
+        return {"empty_rows": "stop"} | tree | {"labels": named}
+
     @field_validator("target")
     @classmethod
     def _something_to_learn(cls, target: str | None, info: ValidationInfo) -> str | None:
-        if target is None and info.data.get("objective") is None and info.data.get("messages") is None:
+        if target is None and not any(info.data.get(key) for key in ("objective", "messages", "label")):
             raise ValueError(
-                "missing; name the column that the model learns to write, messages for a chat, or an objective"
+                "missing; name the column that the model learns to write, messages for a chat, label for a classifier, or an objective"
             )
         return target
+
+    @model_validator(mode="after")
+    def _labels_of_a_label(self) -> DataSettings:
+        if self.labels and self.label is None:
+            raise ValueError("labels name what stands in the column of data.label, which is not given")
+        if self.labels and len(set(self.labels.values())) < 2:
+            raise ValueError("labels need at least two names, or there is nothing to choose between")
+        return self
 
     @model_validator(mode="after")
     def _one_task(self) -> DataSettings:
@@ -107,7 +142,7 @@ class DataSettings(Settings):
     @property
     def columns(self) -> list[str]:
         """Those that rows are made of."""
-        return [column for column in (self.source, self.target, self.messages) if column is not None]
+        return [column for column in (self.source, self.target, self.messages, self.label) if column is not None]
 
     def max_rows(self, split: str) -> int | None:
         """The bound on the rows of this split."""

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from loralab.config import Recipe
     from loralab.data.batches import Batch
     from loralab.data.chat import Chat
+    from loralab.data.denoise import Encoded
     from loralab.data.prompts import Prompt
     from loralab.decoding import Decoding
+    from loralab.labels import Labels
     from loralab.model_settings import ModelSettings
 
 
@@ -53,13 +55,14 @@ class Engine(Protocol):
     """One model, and how it is trained.
 
     `prompt`: how rows are written down for it. `causal`: source and target are one sequence to it, of at most `positions`
-    tokens.
+    tokens. `labels`: what it chooses from, if it is a classifier.
     """
 
     tokenizer: PreTrainedTokenizerBase
     prompt: Prompt | Chat
     causal: bool
     positions: int | None
+    labels: Labels | None
     pad_id: int
     device: str
     dtype: str
@@ -86,6 +89,12 @@ class Engine(Protocol):
     def losses(self, batch: Batch) -> NDArray[np.float64]:
         """[B]: each row's loss in nats, summed over its target tokens; nothing is dropped out."""
 
+    def logits(self, batch: Batch) -> NDArray[np.float64]:
+        """[B, C]: a classifier's, before softmax, or sigmoid where a row may have several labels; nothing is dropped out."""
+
+    def compute_once(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
+        """Computes what of these rows is the same in every epoch; `on_done` hears how many rows are done."""
+
     def generate(
         self,
         source_ids: Sequence[Sequence[int]],
@@ -108,14 +117,17 @@ class Engine(Protocol):
         """The most bytes in use so far: of the GPU, or of this process."""
 
 
-def open_engine(recipe: Recipe, base: Path | None = None, start: Path | None = None) -> Engine:
+def open_engine(
+    recipe: Recipe, base: Path | None = None, start: Path | None = None, labels: Labels | None = None
+) -> Engine:
     """A fresh model, made ready for the recipe's method.
 
     Args:
         base: its folder, where that is not the recipe's model.name.
-        start: an adapter whose weights LoRA starts from.
+        start: an adapter whose weights the training starts from.
+        labels: those of the data, for a classifier; without them it has those of its base.
     """
-    engine: Engine = _module(recipe.model.engine).open_engine(recipe, base, start)
+    engine: Engine = _module(recipe.model.engine).open_engine(recipe, base, start, labels)
     return engine
 
 
@@ -124,9 +136,12 @@ def create_base(settings: ModelSettings, tokenizer: str, seed: int, folder: Path
     _module(settings.engine, "fresh").create_base(settings, tokenizer, seed, folder)
 
 
-def load_engine(recipe: Recipe, saved: Path) -> Engine:
-    """The model of a finished run: `saved` is its adapter, or its model where all of it was trained."""
-    engine: Engine = _module(recipe.model.engine).load_engine(recipe, saved)
+def load_engine(recipe: Recipe, saved: Path, labels: Labels | None = None) -> Engine:
+    """The model of a finished run: `saved` is its adapter, or its model where all of it was trained.
+
+    `labels`: those of the data, for a classifier that was saved without any.
+    """
+    engine: Engine = _module(recipe.model.engine).load_engine(recipe, saved, labels)
     return engine
 
 

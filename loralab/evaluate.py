@@ -6,7 +6,7 @@ independent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loralab.classify import answer_rows
 from loralab.config import Recipe
 from loralab.data.batches import collate, evaluation_batches
 from loralab.data.chat import transcript
@@ -25,8 +26,9 @@ from loralab.data.shots import Shots, draw_shots, shots_in_words, with_shots
 from loralab.data.splits import AnySplit, Split, read_split
 from loralab.decoding import Decoding
 from loralab.engine import Engine
-from loralab.metrics import METRICS
-from loralab.metrics.significance import Bootstrap
+from loralab.metrics import COLUMNS, LABELS, METRICS, classification
+from loralab.metrics.classification import ACCURACY, details
+from loralab.metrics.significance import Bootstrap, mcnemar
 from loralab.progress import Progress, say
 from loralab.run import PREDICTIONS, read_lines, write_lines
 
@@ -41,20 +43,25 @@ class Scores:
     groups: list[str]
     """The source, or the document's row: rows that share it are one dialogue."""
     values: dict[str, Floats]
-    """Metric -> [rows], or of several seeds [seeds, rows]; "loss" is per target token."""
+    """Metric -> [rows], or of several seeds [seeds, rows]; "loss" is per target token. With k numbers a row where the
+    metric's column has a statistic."""
     target_tokens: Floats | None
     """[rows], the weights of the loss; None where there is no loss (floors)."""
+    labels: dict[str, Any] | None = None
+    """Of a classifier: what it did with each label (metrics/classification.details)."""
 
     def summary(self, first: Scores | None = None) -> dict[str, dict[str, float | None]]:
         """Metric -> value, low, high, and p against the first system on the same rows."""
         bootstrap = Bootstrap(self.groups)
         rows = {}
         for name, values in self.values.items():
-            weights = self.target_tokens if name == "loss" else None
-            p = None
+            weights, statistic = self.target_tokens if name == "loss" else None, COLUMNS[name].statistic
+            p, one = None, {}
             if first is not None and name in first.values:
-                p = bootstrap.p_value(values, first.values[name], weights)
-            rows[name] = {**asdict(bootstrap.interval(values, weights)), "p_vs_first": p}
+                p = bootstrap.p_value(values, first.values[name], weights, statistic)
+                if name == ACCURACY.name and values.ndim == first.values[name].ndim == 1:
+                    one = {"p_mcnemar": mcnemar(values > 0, first.values[name] > 0).p}
+            rows[name] = {**asdict(bootstrap.interval(values, weights, statistic)), "p_vs_first": p, **one}
         return rows
 
 
@@ -64,7 +71,13 @@ def stack(seeds: Sequence[Scores]) -> Scores:
         return seeds[0]
     assert all(scores.groups == seeds[0].groups for scores in seeds)
     values = {name: np.stack([scores.values[name] for scores in seeds]) for name in seeds[0].values}
-    return Scores(seeds[0].groups, values, seeds[0].target_tokens)
+    return Scores(seeds[0].groups, values, seeds[0].target_tokens, seeds[0].labels)
+
+
+def value_of(name: str, values: Floats) -> float:
+    """A column's number over all rows."""
+    statistic = COLUMNS[name].statistic
+    return float(values.mean() if statistic is None else statistic(values.sum(axis=0)))
 
 
 def read_evaluation_rows(recipe: Recipe) -> Split:
@@ -90,7 +103,7 @@ def encode_rows(
     data = recipe.data
     if data.objective:
         return encode_documents(rows, engine.tokenizer, data.objective, *lengths, seed=recipe.training.one_seed)
-    prompt = prompt_of(data, engine.tokenizer, engine.causal)
+    prompt = prompt_of(data, engine.tokenizer, engine.causal, engine.labels)
     return encode(rows, engine.tokenizer, prompt, *lengths, long_rows or data.long_rows)
 
 
@@ -131,6 +144,9 @@ def after_shots(
 def evaluate(engine: Engine, recipe: Recipe, split: Split, encoded: Encoded, folder: Path | None) -> Scores:
     """Measures the engine's model on the split, whose tokens are `encoded`; writes predictions.jsonl into the folder where
     one is given."""
+    if engine.labels is not None:
+        assert isinstance(encoded, EncodedSplit)
+        return _label_scores(engine, recipe, split, encoded, folder)
     scores = loss_scores(split, encoded, row_losses(engine, encoded, Progress("loss", len(encoded)).update))
     if isinstance(encoded, MaskedSplit):
         if folder is not None:
@@ -166,16 +182,44 @@ def _write_document_losses(folder: Path, encoded: MaskedSplit, scores: Scores) -
     )
 
 
+def _label_scores(engine: Engine, recipe: Recipe, split: Split, encoded: EncodedSplit, folder: Path | None) -> Scores:
+    """Those of a classifier, with what its record says of each label."""
+    labels = engine.labels
+    assert labels is not None
+    answers = answer_rows(engine, encoded, Progress("classify", len(encoded)).update)
+    tokens = encoded.target_tokens.astype(np.float64)
+    references = [labels.named(example.targets[0]) for example in split.examples]
+    predictions, probabilities = answers.predictions, answers.probabilities
+    values = {"loss": answers.losses([encoded.target(row) for row in range(len(encoded))]) / tokens}
+    listed = [[text] for text in references]
+    values |= score(predictions, listed, None, recipe.evaluation.metrics, probabilities)
+    about = details(predictions, references, labels.names, labels.multi)
+    scores = Scores([example.subject for example in split.examples], values, tokens, about)
+    if folder is not None:
+        named = Split(
+            split.name,
+            split.split,
+            tuple(replace(row, targets=(text,)) for row, text in zip(split.examples, references, strict=True)),
+            split.findings,
+        )
+        write_predictions(folder, named, source_texts(named, False), predictions, scores, None, probabilities)
+    return scores
+
+
 def score(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
     sources: Sequence[str] | None,
     metrics: Sequence[str],
+    probabilities: Sequence[Mapping[str, float]] | None = None,
 ) -> dict[str, Floats]:
-    """Every column of every named metric, [rows] each."""
+    """Every column of every named metric, [rows] each, or [rows, k]. `probabilities` of each label are for those of labels."""
     columns: dict[str, Floats] = {}
     for name in metrics:
-        columns |= METRICS[name].score(predictions, references, sources)
+        if name == LABELS:
+            columns |= classification.score(predictions, references, sources, probabilities)
+        else:
+            columns |= METRICS[name].score(predictions, references, sources)
     return columns
 
 
@@ -208,9 +252,11 @@ def write_predictions(
     predictions: Sequence[str] | None,
     scores: Scores,
     shots: Shots | None,
+    probabilities: Sequence[Mapping[str, float]] | None = None,
 ) -> None:
     """One line a row, with everything that the scores were made from; `shots`: the numbers of the training rows before it."""
     tokens = scores.target_tokens
+    by_row = {name: values for name, values in scores.values.items() if values.ndim == 1}
     write_lines(
         folder / PREDICTIONS,
         (
@@ -220,8 +266,9 @@ def write_predictions(
                 "references": list(example.targets),
                 **({} if shots is None else {"shots": shots.rows[i]}),
                 **({} if predictions is None else {"prediction": predictions[i]}),
+                **({} if probabilities is None else {"probabilities": probabilities[i]}),
                 **({} if tokens is None else {"target_tokens": int(tokens[i])}),
-                **{name: round(float(values[i]), 6) for name, values in scores.values.items()},
+                **{name: round(float(values[i]), 6) for name, values in by_row.items()},
             }
             for i, example in enumerate(split.examples)
         ),
@@ -231,8 +278,11 @@ def write_predictions(
 def read_scores(folder: Path) -> Scores:
     """The scores behind a folder's predictions.jsonl."""
     rows = read_lines(folder / PREDICTIONS)
-    known = {"row", "source", "references", "shots", "prediction", "target_tokens"}
+    known = {"row", "source", "references", "shots", "prediction", "probabilities", "target_tokens"}
     values = {name: _column(rows, name) for name in rows[0] if name not in known}
+    if "probabilities" in rows[0]:  # what is no mean of rows is made again
+        predictions, references = ([row[name] for row in rows] for name in ("prediction", "references"))
+        values |= classification.score(predictions, references, None, [row["probabilities"] for row in rows])
     tokens = _column(rows, "target_tokens") if "target_tokens" in rows[0] else None
     subjects = [subject(row["source"], row["references"]) if "source" in row else str(row["row"]) for row in rows]
     return Scores(subjects, values, tokens)

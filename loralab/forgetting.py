@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from loralab.classify import check_split
 from loralab.config import Recipe
 from loralab.data.batches import collate, evaluation_batches
 from loralab.data.cache import ArrayFile, Facts, cached
@@ -95,6 +96,8 @@ def encode_held_out(engine: Engine, recipe: Recipe, rows: Mapping[str, Split]) -
         data, training = recipe.forgetting[name], recipe.training.model_copy(update={"seed": MASKS})
         with about(f"forgetting.{name}"):
             check_positions(data, data.lengths, 0, engine.causal, engine.positions)
+            if engine.labels is not None:
+                check_split(engine.labels, split, quietly=True)
             own = recipe.model_copy(update={"data": data, "training": training})
             encoded[name] = encode_evaluation_rows(engine, own, split, data.lengths)
     return encoded

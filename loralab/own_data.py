@@ -44,7 +44,7 @@ def recipe_for(data: str, name: str | None, overrides: Sequence[str], command: s
     words = ["loralab", command, *([name] if name else []), "--data", data]
     table = look_at(place, open_place(place, "train").records())
     given = settings_of(overrides).get("data") or {}
-    choices = {} if {"messages", "objective"} & given.keys() else chosen(table, given, shlex.join(words))
+    choices = {} if {"messages", "objective", "label"} & given.keys() else chosen(table, given, shlex.join(words))
     tree = tree_for(place, name, table, choices)
     recipe = recipe_from_tree(tree, overrides, name or place)
     say(found(table, recipe.data, choices))

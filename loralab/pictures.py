@@ -97,8 +97,8 @@ def _mark_best(axes: Axes, curves: Curves, column: str, colour: str) -> None:
 
 
 def main_column(rows: Sequence[dict[str, Any]]) -> str:
-    """The score that pictures show: ROUGE-2 or the first score, of those that tell the rows apart; else the loss."""
-    names = sorted(rows[0]["metrics"], key=lambda name: (name == "loss", name != "rouge2"))
+    """The score that pictures show: ROUGE-2, F1 or the first score, of those that tell the rows apart; else the loss."""
+    names = sorted(rows[0]["metrics"], key=lambda name: (name == "loss", name not in ("rouge2", "f1")))
     return next((name for name in names if len({row["metrics"][name]["value"] for row in rows}) > 1), "loss")
 
 

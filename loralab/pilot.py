@@ -25,7 +25,11 @@ from loralab.run import PILOT, write_json
 from loralab.schedule import rate_at
 from loralab.validation import Validator
 
-RATES = {"lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "full": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)}
+RATES = {
+    "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    "head": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    "full": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+}
 SHARE, LEAST = 0.1, 30  # of the run's steps; and no fewer than so many, where it has them
 FURTHER = 2  # more rates at most, beyond an edge
 

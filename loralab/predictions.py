@@ -48,6 +48,8 @@ class Predictions:
     """[rows]: rows with the same one share a source."""
     grouping: str
     """How the groups were found, in words."""
+    probabilities: Mapping[str, list[dict[str, float]]]
+    """System -> [rows]: each label's probability, where the file is a classifier's own."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class _File:
     sources: list[str] | None
     groups: list[Hashable] | None
     references_column: str
+    probabilities: list[dict[str, float]] | None
 
 
 def read_predictions(paths: Sequence[Path], columns: Columns) -> Predictions:
@@ -78,7 +81,13 @@ def read_predictions(paths: Sequence[Path], columns: Columns) -> Predictions:
     given = next((file.groups for file in files if file.groups is not None), None)
     subjects = None if sources is None else [subject(*row) for row in zip(sources, files[0].references, strict=True)]
     groups, grouping = _grouped(systems, subjects, given, columns)
-    return Predictions(systems, files[0].references, sources, groups, grouping)
+    labels = _labels(files)
+    certain = {
+        name: file.probabilities for name, file in zip(labels, files, strict=False) if file.probabilities is not None
+    }
+    return Predictions(
+        systems, files[0].references, sources, groups, grouping, certain if len(labels) == len(files) else {}
+    )
 
 
 # One file
@@ -116,7 +125,18 @@ def _read(path: Path, columns: Columns) -> _File:
         None if source is None else [source_text(record, source) for record in records],
         None if columns.group is None else [_group_of(record, columns.group) for record in records],
         ", ".join(references),
+        _probabilities(records) if predictions == [PREDICTION] else None,
     )
+
+
+def _probabilities(records: Sequence[Record]) -> list[dict[str, float]] | None:
+    """Those of a classifier's predictions.jsonl, every row of which has them."""
+    found = [record.cells.get("probabilities") for record in records]
+    return [dict(each) for each in found if isinstance(each, dict)] if all(map(_is_object, found)) else None
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict) and bool(value)
 
 
 def _named(given: Sequence[str], known: Sequence[str]) -> list[str]:

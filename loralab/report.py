@@ -12,7 +12,7 @@ from loralab.epochs import epochs_table
 from loralab.metrics import COLUMNS
 from loralab.progress import clock
 from loralab.samples import Sample, terminal
-from loralab.table import WIDTH, Row, directions, score_names, terminal_tables, titles
+from loralab.table import WIDTH, Row, directions, p_text, score_names, terminal_tables, titles
 
 
 def report(results: dict[str, Any]) -> str:
@@ -45,7 +45,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
         f"{evaluated['rows']:,} rows of {evaluated['data']}, {evaluated['split']}. [low, high]: 95 % bootstrap interval by source. "
         f"p: paired bootstrap against {rows[0]['variant']}. loss: nats per target token. {directions(['loss', *score_names(rows)])}",
     ]
-    if floors:
+    if floors and results["constant"]:
         lines.append(
             f'"{FLOORS["constant"]}" is one training summary for every row, the one closest to all others: {results["constant"]}'
         )
@@ -57,6 +57,9 @@ def remarks(results: dict[str, Any]) -> list[str]:
         for row in scored
         if row.get("seconds_before")
     ]
+    if tested := [row for row in scored if "p_mcnemar" in row["metrics"].get("accuracy", {})]:
+        said = ", ".join(f"{row['variant']} {p_text(row['metrics']['accuracy']['p_mcnemar'])}" for row in tested)
+        lines.append(f"McNemar's test of accuracy against {rows[0]['variant']}, exact, two-sided: {said}.")
     lines += [f"{row['variant']}: learning rate {_rate(row['pilot'])}." for row in scored if row.get("pilot")]
     lines += [f"{row['variant']}: {shots_in_words(row['shots'])}." for row in scored if "shots" in row]
     lines += [f"{name}: {turn}." for name, turn in results["turns"].items()]

@@ -7,6 +7,7 @@
     curves.png           both, drawn (plot.py)
     tensorboard/ wandb/  the same for these, where the recipe asks for it (trackers.py)
     adapter/ or model/   what was trained (adapter.py)
+    confusion.png        of a classifier: which label was given to which (confusion.py)
     predictions.jsonl    one line an evaluated row: source, references, prediction, loss, scores
     forgetting.jsonl     one line a row of other data, where the recipe asks for it: the loss before and after
     record.json          results, proof, counts, versions, hardware; written last: a run with it is finished
@@ -33,7 +34,7 @@ from loralab.recipe_file import load_recipe, parse_tree, recipe_from_tree, shipp
 from loralab.spec import LoRASpec
 
 RECIPE, METRICS, PREDICTIONS, RECORD = "recipe.yaml", "metrics.jsonl", "predictions.jsonl", "record.json"
-VALIDATION, CURVES = "validation.jsonl", "curves.png"
+VALIDATION, CURVES, CONFUSION = "validation.jsonl", "curves.png", "confusion.png"
 PILOT, FORGETTING = "pilot.json", "forgetting.jsonl"
 SAVED = ("adapter", "model")
 NAMES = ("name", "description")  # of a recipe, which change nothing in a run
@@ -184,14 +185,24 @@ def find_trained(
             raise RunError(f"{path} holds a recipe, but neither {' nor '.join(SAVED)}: the run there has not finished.")
         return recipe, saved
     if (path / "adapter_config.json").exists():
-        return recipe_from_tree(_with_data(_adapter_tree(path), data), overrides, str(path)), path
+        return recipe_from_tree(_with_data(_adapter_tree(path), _for_labels(path, data)), overrides, str(path)), path
     if (path / "config.json").exists():
         tree = {"name": path.name, "model": {"name": str(path)}, "training": {"method": "none"}}
-        return recipe_from_tree(_with_data(tree, data), overrides, str(path)), None
+        return recipe_from_tree(_with_data(tree, _for_labels(path, data)), overrides, str(path)), None
     raise RunError(
         f"{path} is neither a run (it has no {RECIPE}) nor an adapter (it has no adapter_config.json) "
         "nor a model (it has no config.json)."
     )
+
+
+def _for_labels(path: Path, data: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The same for a classifier, ours, PEFT's or Transformers': a label where else a target would stand."""
+    file = next(file for file in (path / "adapter_config.json", path / "config.json") if file.exists())
+    config = json.loads(file.read_text(encoding="utf-8"))
+    classifies = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    if data is None or not (classifies or config.get("task_type") == "SEQ_CLS"):
+        return data
+    return {**{key: value for key, value in data.items() if key != "target"}, "label": "label"}
 
 
 def _with_data(tree: dict[str, Any], data: dict[str, Any] | None) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from typing import Any
 
 from loralab.errors import DataError, nearest
 from loralab.evaluate import Floats, score
-from loralab.metrics import METRICS
-from loralab.metrics.significance import Bootstrap, holm
+from loralab.metrics import COLUMNS, METRICS
+from loralab.metrics.classification import ACCURACY
+from loralab.metrics.significance import Bootstrap, holm, mcnemar
 from loralab.predictions import Columns, Predictions, read_predictions
 from loralab.progress import Progress
 from loralab.table import WIDTH, Cell, directions, layout, p_text, score_names, titles, value_cell
@@ -59,7 +60,7 @@ def _values(rows: Predictions, metrics: Sequence[str]) -> dict[str, dict[str, Fl
     values: dict[str, dict[str, Floats]] = {}
     progress = Progress("score", len(rows.systems))
     for name, texts in rows.systems.items():
-        values[name] = score(texts, rows.references, rows.sources, metrics)
+        values[name] = score(texts, rows.references, rows.sources, metrics, rows.probabilities.get(name))
         progress.update(len(values))
     return values
 
@@ -68,22 +69,31 @@ def _row(name: str, rows: Predictions, values: dict[str, Floats], bootstrap: Boo
     return {
         "system": name,
         "empty": sum(not text for text in rows.systems[name]),
-        "metrics": {column: asdict(bootstrap.interval(numbers)) for column, numbers in values.items()},
+        "metrics": {
+            column: asdict(bootstrap.interval(numbers, None, COLUMNS[column].statistic))
+            for column, numbers in values.items()
+        },
     }
 
 
 def _pairs(column: str, values: dict[str, dict[str, Floats]], bootstrap: Bootstrap) -> list[dict[str, Any]]:
     """One column's difference of every two systems, the earlier less the later."""
-    pairs = list(combinations(values, 2))
-    found = [bootstrap.difference(values[a][column], values[b][column]) for a, b in pairs]
+    pairs, statistic = list(combinations(values, 2)), COLUMNS[column].statistic
+    found = [bootstrap.difference(values[a][column], values[b][column], None, statistic) for a, b in pairs]
+    tests = [_mcnemar(values[a][column], values[b][column]) if column == ACCURACY.name else {} for a, b in pairs]
     corrected = holm([each.p for each in found])
     return [
         {
             "a": a, "b": b, "metric": column, "difference": each.value, "low": each.low, "high": each.high,
-            "p": each.p, "p_corrected": p,
+            "p": each.p, "p_corrected": p, **test,
         }
-        for (a, b), each, p in zip(pairs, found, corrected, strict=True)
+        for (a, b), each, p, test in zip(pairs, found, corrected, tests, strict=True)
     ]  # fmt: skip
+
+
+def _mcnemar(a: Floats, b: Floats) -> dict[str, Any]:
+    test = mcnemar(a > 0, b > 0)
+    return {"p_mcnemar": test.p, "first_alone_right": test.first_alone, "second_alone_right": test.second_alone}
 
 
 # For a terminal
@@ -132,6 +142,12 @@ def remarks(results: dict[str, Any]) -> list[str]:
         count = len(pairs) // len(names)
         holms = f" Holm: the same corrected over the {count} pairs, for each column by itself." if count > 1 else ""
         lines.append(f"p: paired bootstrap of the difference, two-sided.{holms}")
+        lines += [
+            f"McNemar's test, {pair['a']} against {pair['b']}: {pair['first_alone_right']:,} rows right in the first alone, "
+            f"{pair['second_alone_right']:,} in the second alone, {p_text(pair['p_mcnemar'])} (exact, two-sided)."
+            for pair in pairs
+            if "p_mcnemar" in pair
+        ]
     if groups == 1:
         lines.append("A single group says nothing of how others would score: intervals have no width, and p is 1.")
     lines += [

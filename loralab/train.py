@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from loralab import checkpoint, embedded
+from loralab.classify import check_split, settle_labels, within_positions
 from loralab.config import Recipe
+from loralab.confusion import write_confusion
 from loralab.data import denoise
 from loralab.data.batches import collate
 from loralab.data.denoise import Encoded, MaskedSplit
@@ -25,11 +27,12 @@ from loralab.engine import Engine, Proof, open_engine
 from loralab.errors import RunError, Stopped, UserError
 from loralab.evaluate import Scores, encode_asked, encode_rows, evaluate, leaked_rows, read_evaluation_rows
 from loralab.forgetting import Forgotten, encode_held_out, measure_after, measure_before, read_held_out, write_forgotten
+from loralab.labels import Labels
 from loralab.loop import Course, plan_steps, run_steps
 from loralab.mixing import announce_mixture, describe_shares, encode_mixture, mix, read_mixture, say_shares
 from loralab.pilot import find_rate
 from loralab.plot import write_curves
-from loralab.progress import say
+from loralab.progress import Progress, say
 from loralab.run import (
     RECORD,
     check_free,
@@ -64,6 +67,8 @@ class Material:
     """How many of the evaluated rows have a source that is among the training rows too."""
     held_out: dict[str, Split]
     """Of other data, on which forgetting is measured."""
+    labels: Labels | None
+    """Of a classifier's rows."""
 
     @property
     def trained_on(self) -> list[StreamedSplit]:
@@ -106,10 +111,11 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     place = out if resume else None
     with _place_for_base(recipe, place, out) as place:
         base = None if place is None or recipe.model.init != "random" else new_base(recipe, material.trained_on, place)
-        engine = open_engine(recipe, base, start)
+        engine = open_engine(recipe, base, start, material.labels)
         say(f"{recipe.model.name} on {engine.device} in {engine.dtype} ({engine.dtype_reason})\n{engine.summary}")
         settings = recipe.data.max_source_length, recipe.data.max_target_length
         lengths = resolve_lengths(material.training, engine.tokenizer, *settings, engine.prompt)
+        lengths = within_positions(lengths, engine.positions) if engine.labels is not None else lengths
         check_lengths(recipe.data, lengths, recipe.evaluation.max_new_tokens, engine.causal, engine.positions)
         tokens = encode_material(engine, recipe, material, lengths)
         about = _about(material, tokens)
@@ -134,11 +140,6 @@ def starting_point(recipe: Recipe) -> tuple[Recipe, Path | None]:
         raise RunError(f"training.start_from: {place} has trained nothing (its method is {earlier.training.method}).")
     if earlier.training.method == "full":
         return recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(saved)})}), None
-    if recipe.training.method != "lora":
-        raise RunError(
-            f"training.start_from: {place} is an adapter, with which training.method: {recipe.training.method} cannot go on. "
-            f"Merge it first: `loralab merge {place} --out MERGED`, then model.name=MERGED."
-        )
     return recipe, saved
 
 
@@ -150,8 +151,13 @@ def read_material(recipe: Recipe) -> Material:
         say(
             f"{leaked:,} of the {len(evaluated):,} {evaluated.split} rows have a source that is among the training rows too."
         )
-    choosing = read_choosing_rows(recipe, len(training))
-    return Material(training, mixture, choosing, evaluated, leaked, read_held_out(recipe))
+    labels, choosing = settle_labels(recipe, training), read_choosing_rows(recipe, len(training))
+    if labels is not None:
+        check_split(labels, training)
+        check_split(labels, evaluated)
+        if choosing is not None:
+            check_split(labels, choosing.rows, quietly=True)
+    return Material(training, mixture, choosing, evaluated, leaked, read_held_out(recipe), labels)
 
 
 @contextmanager
@@ -226,6 +232,10 @@ def _run(
     record["peak_memory_bytes"] = engine.peak_memory()
     scores = evaluate(engine, recipe, material.evaluated, tokens.evaluated, folder)
     record |= {"metrics": scores.summary(), **about}
+    if scores.labels is not None:
+        assert engine.labels is not None
+        record["labels"] = engine.labels.as_json() | scores.labels
+        write_confusion(folder, scores.labels)
     after = before if tokens.training is None else measure_after(engine, material.held_out, tokens.held_out)
     record["forgetting"] = _forgetting(material, tokens.held_out, before, after, folder)
     record |= {"lengths": lengths, "device": engine.device, "dtype": engine.dtype, **environment()}
@@ -292,6 +302,8 @@ def _train_and_save(
     lengths: tuple[int, int],
     folder: Path,
 ) -> dict[str, Any]:
+    for rows in (encoded, validator.encoded) if validator is not None else (encoded,):
+        engine.compute_once(rows, Progress("once for all epochs", len(rows)).update)
     pilot = None
     if recipe.optimizer.learning_rate == "pilot":
         assert validator is not None

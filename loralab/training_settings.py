@@ -18,8 +18,12 @@ DEFAULT_TOKENS_PER_BATCH = 4096
 class TrainingSettings(Settings):
     """How long, on how much at once, and what is trained."""
 
-    method: Literal["lora", "full", "none"] = "lora"
-    """lora, full (every weight), or none (the base as it is: zero-shot)."""
+    method: Literal["lora", "head", "full", "none"] = "lora"
+    """lora, head (of a classifier, alone), full (every weight), or none (the base as it is: zero-shot)."""
+    head: Literal["trained", "frozen"] | None = None
+    """A classifier's head under lora: null trains one that is freshly initialised, and freezes one that the base brings."""
+    frozen_dropout: bool = False
+    """With method head: dropout in the frozen part too, which then must be run in every step; without, once for all epochs."""
     epochs: Count = 1
     """Passes over the training rows; with a mixture, over those of the main data."""
     batch_size: Count | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from loralab.adapter import CARD
+from loralab.classify import check_split, settle_labels, within_positions
 from loralab.config import Recipe
 from loralab.data.encode import check_lengths, resolve_lengths
 from loralab.engine import Engine, load_engine, merge, open_engine
@@ -14,12 +16,16 @@ from loralab.run import find_trained, new_folder, size_on_disk
 from loralab.table import empty_row
 from loralab.train import describe_rows, read_training_rows
 
+NO_DATA = "none"  # the name of the data where there are no rows
+
 
 def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dict[str, Any]:
     """Scores a finished run or an adapter; the row of a table."""
     recipe, saved = find_trained(trained, overrides, base)
     rows = read_evaluation_rows(recipe)
-    engine = open_engine(recipe) if saved is None else load_engine(recipe, saved)
+    engine = open_trained(recipe, saved)
+    if engine.labels is not None:
+        check_split(engine.labels, rows)
     lengths = lengths_of(engine, recipe)
     training = read_training_rows(recipe) if recipe.evaluation.shots else None
     asked = encode_asked(engine, recipe, rows, lengths, training)
@@ -31,14 +37,28 @@ def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dic
         "adapter_bytes": size_on_disk(saved) if saved else 0,
         "peak_memory_bytes": engine.peak_memory(),
         "metrics": scores.summary(),
+        **({} if scores.labels is None else {"labels": scores.labels}),
         "evaluated": describe_rows(rows, asked),
     }
+
+
+def open_trained(recipe: Recipe, saved: Path | None) -> Engine:
+    """The model of a finished run, or a base as it is; a classifier that was saved without labels has those of its data."""
+    labels = None
+    if recipe.data.label is not None and recipe.data.name != NO_DATA and not _brings_labels(saved):
+        labels = settle_labels(recipe, read_training_rows(recipe))
+    return open_engine(recipe, labels=labels) if saved is None else load_engine(recipe, saved, labels)
+
+
+def _brings_labels(saved: Path | None) -> bool:
+    """Whether our own card says them."""
+    return saved is not None and (saved / CARD).exists()
 
 
 def merge_saved(trained: Path, out: Path, base: str | None) -> None:
     """Writes a run's base and adapter as one plain model."""
     recipe, saved = find_trained(trained, [], base)
-    if recipe.training.method != "lora" or saved is None:
+    if recipe.training.method not in ("lora", "head") or saved is None:
         raise UserError(f"{trained} has no adapter to merge: its method is {recipe.training.method}.")
     merge(recipe.model.name, saved, new_folder(out, out.name))
 
@@ -48,5 +68,7 @@ def lengths_of(engine: Engine, recipe: Recipe) -> tuple[int, int]:
     source, target = recipe.data.max_source_length, recipe.data.max_target_length
     if not (isinstance(source, int) and isinstance(target, int)):
         source, target = resolve_lengths(read_training_rows(recipe), engine.tokenizer, source, target, engine.prompt)
+    if engine.labels is not None:
+        return within_positions((source, target), engine.positions)
     check_lengths(recipe.data, (source, target), recipe.evaluation.max_new_tokens, engine.causal, engine.positions)
     return source, target

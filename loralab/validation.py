@@ -10,19 +10,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from loralab.classify import answer_rows
 from loralab.config import Recipe, ValidationSettings
 from loralab.data.chat import Chat
 from loralab.data.denoise import Encoded, MaskedSplit
+from loralab.data.encode import EncodedSplit
 from loralab.data.sources import local_path, splits_of
 from loralab.data.splits import Split, read_split
 from loralab.decoding import Decoding
 from loralab.engine import Engine
 from loralab.errors import DataError, RecipeError
-from loralab.evaluate import encode_evaluation_rows, row_losses, score, source_texts, write_answers
+from loralab.evaluate import encode_evaluation_rows, row_losses, score, source_texts, value_of, write_answers
 from loralab.metrics import COLUMNS
+from loralab.metrics.classification import columns_of
 from loralab.progress import Progress, say
 
 SPLIT = "validation"
@@ -50,13 +53,18 @@ class Validator:
     def measure(self, engine: Engine, check: Callable[[], None]) -> Line:
         """Column -> value over all rows; None for a number that is not finite. `check` is called now and then, and may raise."""
         examples = self.choosing.rows.examples
-        num_sources = len({example.source for example in examples}) if self.settings.metrics else 0
+        writes = self.settings.metrics and engine.labels is None
+        num_sources = len({example.source for example in examples}) if writes else 0
         progress = Progress("validate", len(self.encoded) + num_sources, transient=True)
 
         def on_done(done: int) -> None:
             progress.update(done)
             check()
 
+        if engine.labels is not None:
+            with engine.aside():
+                values = self._of_labels(engine, on_done)
+            return {name: value if math.isfinite(value) else None for name, value in values.items()}
         with engine.aside():
             losses = row_losses(engine, self.encoded, on_done)
             values = {"loss": float(losses.sum() / self.encoded.target_tokens.sum())}
@@ -69,6 +77,18 @@ class Validator:
                 columns = score(answers, [row.targets for row in examples], sources, self.settings.metrics)
                 values |= {name: float(column.mean()) for name, column in columns.items()}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+    def _of_labels(self, engine: Engine, on_done: Callable[[int], None]) -> dict[str, float]:
+        """Those of a classifier."""
+        assert engine.labels is not None and isinstance(self.encoded, EncodedSplit)
+        answers = answer_rows(engine, self.encoded, on_done)
+        losses = answers.losses([self.encoded.target(row) for row in range(len(self.encoded))])
+        references = [[engine.labels.named(row.targets[0])] for row in self.choosing.rows.examples]
+        metrics = self.settings.metrics
+        columns = score(answers.predictions, references, None, metrics, answers.probabilities)
+        return {"loss": float(losses.sum() / self.encoded.target_tokens.sum())} | {
+            name: value_of(name, column) for name, column in columns.items()
+        }
 
     def loss(self, engine: Engine) -> float | None:
         """Nats per target token over all rows; None where it is not finite."""
@@ -175,7 +195,10 @@ def _hold_out(recipe: Recipe, num_training: int, why: str) -> Choosing:
     say(
         f"{recipe.chooses}: the split {SPLIT!r} {why}, so the first {count:,} training rows choose and are not trained on."
     )
-    return Choosing(read_split(recipe.data.model_copy(update={"max_train_rows": count}), "train"), count)
+    if recipe.data.pick_rows == "first":
+        return Choosing(read_split(recipe.data.model_copy(update={"max_train_rows": count}), "train"), count)
+    rows = read_split(recipe.data, "train")
+    return Choosing(replace(rows, examples=rows.examples[:count]), count)
 
 
 def _has_split(name: str) -> bool:
@@ -193,5 +216,12 @@ def make_validator(
     """The rows as the engine's model reads them."""
     if choosing is None:
         return None
+    if engine.labels is not None and recipe.validation.metric != "loss":
+        measured = columns_of(len(engine.labels.names), engine.labels.multi)
+        if recipe.validation.metric not in measured:
+            raise RecipeError(
+                f"validation.metric {recipe.validation.metric} is not measured with {len(engine.labels.names)} labels. "
+                f"Choose among loss, {', '.join(measured)}."
+            )
     encoded = encode_evaluation_rows(engine, recipe, choosing.rows, lengths)
     return Validator(recipe.validation, choosing, encoded, recipe.evaluation)

@@ -68,3 +68,39 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache for one test."""
     monkeypatch.setenv("LORALAB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def bases(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny classifiers, rows, and a recipe for each; see classifiers.py."""
+    from classifiers import make_bases, write_recipe, write_rows
+
+    folder = tmp_path_factory.mktemp("classifiers")
+    make_bases(folder, data_folder / "tokenizers/bert-base-uncased")
+    for name in ("bert", "distilbert", "roberta"):
+        write_recipe(folder / f"{name}.yaml", folder / name, write_rows(folder / "data"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classifiers(bases: Path) -> dict[str, Path]:
+    """Finished runs of classifiers by name: "<base> <what>"."""
+    from loralab.recipe_file import load_recipe
+    from loralab.train import train
+
+    done: dict[str, Path] = {}
+    for name, overrides in {
+        "bert lora": [],
+        "bert head": ["training.method=head"],
+        "distilbert lora": [],
+        "distilbert both": ["training.head=trained"],
+        "distilbert head after lora": ["training.method=head", f"training.start_from={bases}/distilbert lora"],
+        "distilbert lora after head after lora": [f"training.start_from={bases}/distilbert head after lora"],
+        "bert lora after head": [f"training.start_from={bases}/bert head"],
+        "bert full after lora": ["training.method=full", f"training.start_from={bases}/bert lora"],
+    }.items():
+        recipe = load_recipe(bases / f"{name.split()[0]}.yaml", overrides)
+        done[name], record = train(recipe, bases / name)
+        assert record["proof"]["reloaded_equal"]
+        assert record["proof"]["merged_error"] is None or record["proof"]["merged_error"] < 1e-4
+    return done

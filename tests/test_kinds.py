@@ -39,7 +39,8 @@ from loralab.data.prompts import Prompt
 from loralab.data_settings import DataSettings
 from loralab.errors import ModelError, RecipeError
 from loralab.on_torch.kinds import check_kind
-from loralab.on_torch.step import TorchEngine, _set_dropout
+from loralab.on_torch.prepare import set_dropout
+from loralab.on_torch.step import TorchEngine
 from loralab.recipe_file import load_recipe
 
 SIZES: dict[str, Any] = {
@@ -144,7 +145,7 @@ def test_dropout_reaches_rates_that_are_plain_numbers() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.5)).train()
     ids = torch.randint(0, 40, (2, 9))
     assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
-    _set_dropout(model, 0.0)
+    set_dropout(model, 0.0)
     assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
 
 

@@ -21,7 +21,8 @@ from loralab.on_torch.load import load_weights
 from loralab.on_torch.loss import token_losses
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.optimizer import Optimizer
-from loralab.on_torch.step import TorchEngine, checkpoint_activations, open_engine
+from loralab.on_torch.prepare import checkpoint_activations
+from loralab.on_torch.step import TorchEngine, open_engine
 from loralab.recipe_file import load_recipe
 from loralab.training_settings import OptimizerSettings
 

@@ -26,6 +26,7 @@ from loralab.data.rows import Example, Findings
 from loralab.data.splits import AnySplit
 from loralab.data_settings import DataSettings
 from loralab.errors import DataError, ModelError, RecipeError
+from loralab.labels import Labels
 from loralab.progress import Progress
 
 if TYPE_CHECKING:
@@ -73,13 +74,17 @@ def encode(
     )
 
 
-def prompt_of(data: DataSettings, tokenizer: PreTrainedTokenizerBase, causal: bool) -> Prompt | Chat:
-    """How rows of this data set are written down for a decoder-only model (`causal`), or for an encoder-decoder.
+def prompt_of(
+    data: DataSettings, tokenizer: PreTrainedTokenizerBase, causal: bool, labels: Labels | None = None
+) -> Prompt | Chat:
+    """How rows of this data set are written down for a decoder-only model (`causal`), an encoder-decoder, or a classifier.
 
     Raises:
         RecipeError: an encoder-decoder is to learn chats, or texts without a source.
         ModelError: chats are to be learnt, and the tokenizer has no template for them.
     """
+    if labels is not None:
+        return Prompt(data.prompt, data.source or "source", labels=labels)
     if causal:
         return open_chat(tokenizer) if data.messages else Prompt(data.prompt, data.source or "source", causal=True)
     if data.messages or data.source is None:
@@ -140,6 +145,9 @@ def encode_chunk(
         return encode_targets(texts, tokenizer, limit, prompt)[0]
 
     source_ids, long_sources = fitted(sources, [example.source for example in examples], limits[0], cut)
+    if isinstance(prompt, Prompt) and prompt.labels is not None:
+        places = [prompt.labels.targets(example.targets[0]) for example in examples]
+        return {"source": source_ids, "target": places}, {"long_sources": long_sources, "long_targets": []}
     target_ids, long_targets = fitted(targets, [example.targets[0] for example in examples], limits[1], cut)
     return {"source": source_ids, "target": target_ids}, {"long_sources": long_sources, "long_targets": long_targets}
 
@@ -314,6 +322,8 @@ def check_lengths(
     data: DataSettings, lengths: tuple[int, int], max_new_tokens: int, causal: bool, positions: int | None
 ) -> None:
     """Raises RecipeError where a row, or an answer, may have more tokens than the model has positions (None: no bound)."""
+    if data.label:
+        return
     source, target = lengths if data.source or data.messages else (1, lengths[1])
     target = max(target, max_new_tokens)
     needed = source + target if causal else max(source, target)

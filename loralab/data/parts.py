@@ -35,7 +35,7 @@ def part_bounds(place: Place, data: DataSettings) -> tuple[int, int]:
     """
     key = {
         "file": place.fingerprint(),
-        "columns": [data.source, data.target, data.messages],
+        "columns": [data.source, data.target, data.messages, data.label],
         "html_breaks": data.html_breaks,
     }
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loralab.errors import DataError, RecipeError, nearest
+from loralab.labels import Labels
 
 Tokenize = Callable[..., Mapping[str, Any]]  # a tokenizer's call
 
@@ -23,12 +24,13 @@ Tokenize = Callable[..., Mapping[str, Any]]  # a tokenizer's call
 class Prompt:
     """A template whose placeholder is `{column}` or `{source}`. Raises `RecipeError` where the template is not one.
 
-    `causal`: a decoder-only model reads it, and goes on from its last token with the target.
+    `causal`: a decoder-only model reads it, and goes on from its last token with the target. `labels`: a classifier does.
     """
 
     template: str
     column: str = "source"
     causal: bool = False
+    labels: Labels | None = None
     prefix: str = field(init=False, repr=False)
     suffix: str = field(init=False, repr=False)
 

@@ -30,6 +30,7 @@ from loralab.data.chat import split_conversation
 from loralab.data.readers import Record
 from loralab.data_settings import DataSettings
 from loralab.errors import DataError, nearest
+from loralab.labels import label_text
 
 HTML_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 NUMBERS_KEPT, NUMBERS_SHOWN = 100, 5  # of the rows of one kind: in a record, in a message
@@ -200,6 +201,9 @@ def texts_of(record: Record, data: DataSettings, kinds: set[str]) -> tuple[str, 
     if data.messages:
         return conversation_texts(record, data.messages, kinds, data.html_breaks)
     source = source_text(record, data.source, kinds, data.html_breaks) if data.source else ""
+    if data.label:
+        label = label_text(record.cells.get(data.label), record.where, data.label)
+        return source, (label,) if label else ()
     return source, target_texts(record, data.target, kinds, data.html_breaks) if data.target else ()
 
 

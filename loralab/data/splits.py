@@ -8,8 +8,10 @@ bytes of the data and the settings that choose rows.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +25,16 @@ from numpy.typing import NDArray
 from loralab.data.cache import ArrayFile, Entry, Facts, cached
 from loralab.data.parts import IN_WORDS, part_bounds, part_of
 from loralab.data.readers import Record
-from loralab.data.rows import Example, Findings, checked_rows, clean_row, policies_of, source_hash, with_columns
+from loralab.data.rows import (
+    Example,
+    Findings,
+    checked_rows,
+    clean_row,
+    policies_of,
+    row_hash,
+    source_hash,
+    with_columns,
+)
 from loralab.data.sources import Place, open_place
 from loralab.data_settings import DataSettings
 from loralab.errors import DataError
@@ -48,6 +59,8 @@ class AnySplit(Protocol):
     def numbers(self) -> NDArray[np.int64]: ...
     @property
     def source_hashes(self) -> NDArray[np.uint64]: ...
+    @property
+    def label_counts(self) -> dict[str, int]: ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Example]: ...
 
@@ -88,6 +101,11 @@ class Split:
         """[rows]: a hash of the words of each source, or of the text itself where there is none."""
         return np.array([source_hash(example.subject) for example in self.examples], dtype=np.uint64)
 
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """Of data with labels: a label's text -> its rows."""
+        return dict(Counter(example.targets[0] for example in self.examples))
+
 
 @dataclass(frozen=True)
 class StreamedSplit:
@@ -125,6 +143,12 @@ class StreamedSplit:
     def source_hashes(self) -> NDArray[np.uint64]:
         """Those of `Split`."""
         return self.index.array("source_hashes")
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """That of `Split`."""
+        counts: dict[str, int] = self.index.facts["label_counts"]
+        return counts
 
     def sample_of_targets(self) -> list[str]:
         """First references: all of them up to 20,000, of more rows as many that were drawn evenly and for good."""
@@ -167,9 +191,10 @@ def index_split(data: DataSettings, split: str) -> StreamedSplit:
     key = {
         "rows": place.fingerprint(),
         "part": split if place.single_file else None,
-        "columns": [data.source, data.target, data.messages],
+        "columns": [data.source, data.target, data.messages, data.label],
         "policies": policies_of(data),
         "max_rows": data.max_rows(split),
+        "pick_rows": data.pick_rows,
     }
     return StreamedSplit(
         data, split, place, cached("index", key, lambda folder: write_index(folder, place, data, split))
@@ -178,10 +203,19 @@ def index_split(data: DataSettings, split: str) -> StreamedSplit:
 
 def chosen_rows(place: Place, data: DataSettings, split: str, findings: Findings) -> Iterator[Example]:
     """The rows of a split, up to the recipe's bound on their number."""
-    records = with_columns(place.records(), data)
-    if place.single_file:
-        records = records_of_part(records, data, split, part_bounds(place, data))
-    return checked_rows(place.title, records, data, findings, data.max_rows(split))
+    bound = data.max_rows(split)
+
+    def rows(findings: Findings, bound: int | None) -> Iterator[Example]:
+        records = with_columns(place.records(), data)
+        if place.single_file:
+            records = records_of_part(records, data, split, part_bounds(place, data))
+        return checked_rows(place.title, records, data, findings, bound)
+
+    if bound is None or data.pick_rows == "first":
+        return rows(findings, bound)
+    picked = heapq.nsmallest(bound, ((row_hash(row), row.row) for row in rows(findings, None)))
+    numbers = {number for _, number in picked}
+    return (row for row in rows(Findings(), None) if row.row in numbers)
 
 
 def records_of_part(
@@ -193,7 +227,7 @@ def records_of_part(
 
 def write_index(folder: Path, place: Place, data: DataSettings, split: str) -> Facts:
     """Goes through the rows once and writes what stays of them."""
-    findings, digest, sample = Findings(), hashlib.sha256(), Sample()
+    findings, digest, sample, labels = Findings(), hashlib.sha256(), Sample(), Counter[str]()
     with ArrayFile(folder / "numbers.npy", "<i8") as numbers, ArrayFile(folder / "source_hashes.npy", "<u8") as hashes:
         rows = chosen_rows(place, data, split, findings)
         while chunk := list(islice(rows, 1000)):
@@ -203,8 +237,10 @@ def write_index(folder: Path, place: Place, data: DataSettings, split: str) -> F
                 digest.update(example.line())
                 if example.targets:
                     sample.add(example.targets[0])
+                if data.label:
+                    labels[example.targets[0]] += 1
     (folder / "targets.json").write_text(json.dumps(sample.texts), encoding="utf-8")
-    return {"content_hash": digest.hexdigest(), "findings": findings.as_json()}
+    return {"content_hash": digest.hexdigest(), "findings": findings.as_json(), "label_counts": dict(labels)}
 
 
 class Sample:

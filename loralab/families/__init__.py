@@ -3,10 +3,17 @@ data."""
 
 from __future__ import annotations
 
-from loralab.families import t5
+from loralab.families import bert, distilbert, t5
 
 # Where LoRA goes when a recipe names no rules, by Hugging Face's `model_type`.
-DEFAULT_RULES: dict[str, tuple[str, ...]] = {"t5": t5.DEFAULT_RULES}
+DEFAULT_RULES: dict[str, tuple[str, ...]] = {
+    "t5": t5.DEFAULT_RULES,
+    "bert": bert.DEFAULT_RULES,
+    "distilbert": distilbert.DEFAULT_RULES,
+}
+
+# What a sequence classifier's head consists of; in other families it is what stands beside the encoder.
+HEADS: dict[str, tuple[str, ...]] = {"bert": bert.HEAD, "distilbert": distilbert.HEAD}
 
 # And in any other family of Transformers': the queries and values of attention, under the first names that it has.
 ATTENTION_RULES: tuple[tuple[str, ...], ...] = (

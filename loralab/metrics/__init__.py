@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loralab.metrics import bleu, chrf, copied, length, names, rouge
+from loralab.metrics import bleu, chrf, classification, copied, length, names, rouge
 from loralab.metrics.metric import Column, Metric
 
 METRICS: Mapping[str, Metric] = {
@@ -14,7 +14,9 @@ METRICS: Mapping[str, Metric] = {
     "length": length,
     "copied": copied,
     "names": names,
+    "classification": classification,
 }
+LABELS = "classification"  # the metric of labels; all others are of texts
 
 LOSS = Column("loss", "loss", better="lower", digits=3)  # nats per target token, measured by the model itself
 COLUMNS: Mapping[str, Column] = {

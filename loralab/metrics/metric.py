@@ -5,7 +5,7 @@ Row by row, so that `significance` can put an interval around the mean and a p-v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -29,6 +29,8 @@ class Column:
     """Which of two values is the better one; nothing is said to beat another in a column where neither is."""
     digits: int = 2
     """Behind the point, in tables."""
+    statistic: Callable[[Floats], Floats] | None = None
+    """The number made of sums over rows, [..., k] -> [...], where it is no mean: each row then has k values."""
 
 
 class Metric(Protocol):
@@ -49,7 +51,11 @@ class Metric(Protocol):
         references: Sequence[Sequence[str]],
         sources: Sequence[str] | None = None,
     ) -> dict[str, Floats]:
-        """[rows] for each column. Raises DataError for lists that do not fit together, or sources that it lacks."""
+        """[rows] for each column, [rows, k] for one with a statistic.
+
+        Raises:
+            DataError: lists do not fit together, or sources are lacking.
+        """
 
 
 def check_rows(

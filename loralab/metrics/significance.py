@@ -10,12 +10,15 @@ Sources:
 - Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004,
   https://aclanthology.org/W04-3250: paired resampling, both systems scored on the same draws.
 - Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979.
+- McNemar, "Note on the sampling error of the difference between correlated proportions or percentages", Psychometrika 12,
+  1947; exact, by the binomial distribution.
 - Davison and Hinkley, "Bootstrap Methods and their Application", Cambridge 1997, chapter 4: the +1 of the p-value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +30,7 @@ LEVEL = 0.95  # of every interval
 CHUNK = 2**18  # groups drawn at a time (never less than one whole draw): 2 MB an array, which stays in the cache
 
 Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
@@ -63,24 +67,41 @@ class Bootstrap:
         self.draws = draws
         self.seed = seed
 
-    def interval(self, values: ArrayLike, weights: ArrayLike | None = None) -> Interval:
+    def interval(
+        self, values: ArrayLike, weights: ArrayLike | None = None, statistic: Statistic | None = None
+    ) -> Interval:
         """The statistic of `values`, shape (rows,) or (seeds, rows), with its 95 % percentile interval.
 
         Of several seeds it is the mean, and seeds are drawn as well as groups: the interval then says how far another
         training on other seeds, scored on other rows, may lie. With two or three seeds it is somewhat too narrow.
 
+        Where a number is no mean (F1), a row has k values, (rows, k) or (seeds, rows, k), and `statistic` makes the number of
+        their sums over rows, [..., k] -> [...]; such rows have no weights.
+
         Raises DataError for values or weights of another length, or not finite, and for weights that are not positive.
         """
-        value, draws = self._statistic(self._columns(values), weights)
+        if statistic is not None:
+            value, draws = self._of_sums(_tables(values), statistic)
+        else:
+            value, draws = self._statistic(self._columns(values), weights)
         return Interval(value, *_percentiles(draws))
 
-    def difference(self, values_a: ArrayLike, values_b: ArrayLike, weights: ArrayLike | None = None) -> Difference:
+    def difference(
+        self,
+        values_a: ArrayLike,
+        values_b: ArrayLike,
+        weights: ArrayLike | None = None,
+        statistic: Statistic | None = None,
+    ) -> Difference:
         """The statistic of a - b of two systems on the same rows, each drawn with the same groups and its own seeds.
 
         p is twice the share of draws in which the difference has the rarer of its two signs (a tie counts for both), so
         that it is below 0.05 where the 95 % interval leaves out 0. One is added above and below the fraction line, so
         that p is never 0. Identical systems have p = 1, and so has a single group. Raises DataError as `interval` does.
         """
+        if statistic is not None:
+            of_both = [self._of_sums(_tables(each), statistic, i) for i, each in enumerate((values_a, values_b))]
+            return self._between(of_both[0][0] - of_both[1][0], of_both[0][1] - of_both[1][1])
         a, b = self._columns(values_a), self._columns(values_b)
         if len(a) == len(b) == 1:  # row by row first: what is equal is then a tie, and no rounding
             value, draws = self._statistic(a - b, weights)
@@ -89,13 +110,22 @@ class Bootstrap:
                 self._statistic(each, weights, i) for i, each in enumerate((a, b))
             )
             value, draws = value_a - value_b, draws_a - draws_b
+        return self._between(value, draws)
+
+    def _between(self, value: float, draws: Floats) -> Difference:
         rarer = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
         p = min(1.0, 2 * (rarer + 1) / (self.draws + 1)) if self.groups > 1 else 1.0
         return Difference(value, *_percentiles(draws), p)
 
-    def p_value(self, values_a: ArrayLike, values_b: ArrayLike, weights: ArrayLike | None = None) -> float:
+    def p_value(
+        self,
+        values_a: ArrayLike,
+        values_b: ArrayLike,
+        weights: ArrayLike | None = None,
+        statistic: Statistic | None = None,
+    ) -> float:
         """The p of `difference` alone."""
-        return self.difference(values_a, values_b, weights).p
+        return self.difference(values_a, values_b, weights, statistic).p
 
     def _statistic(self, values: Floats, weights: ArrayLike | None, stream: int = 0) -> tuple[float, Floats]:
         """The statistic on the rows as they are, and in each draw; `values` is (seeds, rows). Streams draw other seeds."""
@@ -113,6 +143,24 @@ class Bootstrap:
             draws.append((tops * part).sum(axis=1) / below.take(drawn).sum(axis=1))
             done += len(drawn)
         return float(np.mean([one.sum() for one in above]) / below.sum()), np.concatenate(draws)
+
+    def _of_sums(self, tables: Floats, statistic: Statistic, stream: int = 0) -> tuple[float, Floats]:
+        """The same of sums over rows; `tables` is (seeds, rows, k)."""
+        if tables.shape[1] != len(self._group_of_row):
+            raise DataError(f"Got values of shape {tables.shape[1:]} for {len(self._group_of_row)} rows.")
+        sums = np.zeros((len(tables), self.groups, tables.shape[2]))
+        for one, into in zip(tables, sums, strict=True):
+            np.add.at(into, self._group_of_row, one)
+        shares, draws, done = self._shares(len(tables), stream), [], 0
+        for drawn in self._resamples():
+            places = drawn + np.arange(len(drawn))[:, None] * self.groups
+            counts = np.bincount(places.ravel(), minlength=drawn.shape[0] * self.groups).reshape(
+                len(drawn), self.groups
+            )
+            values = np.stack([statistic(counts.astype(np.float64) @ one) for one in sums], axis=1)
+            draws.append((values * shares[done : done + len(drawn)]).sum(axis=1))
+            done += len(drawn)
+        return float(np.mean([statistic(one.sum(axis=0)) for one in sums])), np.concatenate(draws)
 
     def _shares(self, seeds: int, stream: int) -> Floats:
         """How much each seed weighs in each draw, shape (draws, seeds): as many are drawn as there are, with replacement."""
@@ -148,6 +196,32 @@ class Bootstrap:
         return column
 
 
+@dataclass(frozen=True)
+class McNemar:
+    """Two classifiers on the same rows: in how many the first alone is right, in how many the second alone, and p."""
+
+    first_alone: int
+    second_alone: int
+    p: float
+
+
+def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemar:
+    """Whether two classifiers are right equally often, told by the rows on which one of them alone is: exact, two-sided.
+
+    If neither is better, each such row is a coin's throw. Rows are taken for independent. Raises DataError where the two
+    differ in length.
+    """
+    a, b = np.asarray(right_a, dtype=bool), np.asarray(right_b, dtype=bool)
+    if a.shape != b.shape or a.ndim != 1:
+        raise DataError(f"McNemar's test got {a.shape} and {b.shape} answers. Expected one a row, of the same rows.")
+    first, second = int((a & ~b).sum()), int((~a & b).sum())
+    throws = first + second
+    heads = np.arange(min(first, second) + 1)
+    logs = [math.lgamma(throws + 1) - math.lgamma(k + 1) - math.lgamma(throws - k + 1) for k in heads.tolist()]
+    tail = np.exp(np.array(logs) - throws * math.log(2)).sum()
+    return McNemar(first, second, float(min(1.0, 2 * tail)))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values, in their order, corrected for being so many: Holm's step-down procedure.
 
@@ -161,6 +235,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - done) * p_values[i]))
         corrected[i] = largest
     return corrected
+
+
+def _tables(values: ArrayLike) -> Floats:
+    """(seeds, rows, k), from that or from a single (rows, k)."""
+    tables = np.asarray(values, dtype=np.float64)
+    return tables if tables.ndim == 3 else tables[None]
 
 
 def _percentiles(draws: Floats) -> tuple[float, float]:

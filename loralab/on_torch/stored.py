@@ -24,57 +24,64 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
         AdapterError: the adapter was trained on another base; it has too many or too few tensors for this one; a shape does not fit.
     """
     attachment = attachment_for(model, name)
-    stored = files.read(folder)
-    _check_base(model, stored, folder)
-    modules = plain_modules(model)
-    _check_names(modules, base_parameters(model), stored, folder)
-    for target, arrays in stored.updates.items():
-        _check_update(stored, target, arrays, dense_weight(modules[target]), folder)
-    for parameter, array in stored.tuned.items():
-        _check_shape(parameter, array, tuple(base_parameters(model)[parameter].shape), folder)
+    stored = check_fits(model, folder)
     adapter = install(model, attachment, stored.spec, name, list(stored.updates), list(stored.tuned))
-    _fill(adapter, stored)
+    fill_from(adapter, stored)
     adapter.card = {key: value for key, value in stored.card.items() if key not in ("format", "base")}
     return adapter
 
 
+def check_fits(model: nn.Module, folder: str | Path) -> AdapterFiles:
+    """An adapter from disk, if it fits this model; raises AdapterError where it does not."""
+    stored = files.read(folder)
+    _check_base(model, stored, folder)
+    modules, parameters = plain_modules(model), base_parameters(model)
+    _check_names(modules, parameters, stored, folder)
+    for target, arrays in stored.updates.items():
+        _check_update(stored, target, arrays, dense_weight(modules[target]), folder)
+    for parameter, array in stored.tuned.items():
+        _check_shape(parameter, array, tuple(parameters[parameter].shape), folder)
+    return stored
+
+
 def continue_from(adapter: Adapter, model: nn.Module, folder: Path) -> None:
-    """Gives a fresh adapter the weights of one on disk, from which its training goes on.
+    """Gives a fresh adapter the weights of one on disk, from which its training goes on; one of a head alone gives its head.
 
     Raises:
         AdapterError: the one on disk was trained on another base, or adapts other modules, or with another rank or scale.
     """
-    stored = files.read(folder)
-    _check_base(model, stored, folder)
-    here, there = ({*one.updates, *one.tuned} for one in (adapter, stored))
-    if here != there:
-        odd = sorted(here ^ there)
+    stored = check_fits(model, folder)
+    here = set(adapter.updates) if stored.updates else set()
+    odd = sorted((here ^ set(stored.updates)) | (set(stored.tuned) - set(adapter.tuned)))
+    if odd:
         raise AdapterError(
             f"{folder} and the recipe's lora block differ in {len(odd)} modules, such as {odd[0]!r}. "
             "To go on with an adapter, adapt the same modules; or merge it (`loralab merge`) and start anew from the result."
         )
-    for name, update in adapter.updates.items():
+    for name in stored.updates:
+        update = adapter.updates[name]
         rank, scale = stored.spec.rank_of(name), stored.spec.scale_of(name)
         if (rank, scale) != (len(update.A), update.scale):
             raise AdapterError(
                 f"{folder} has rank {rank} and scale {scale:g} at {name}; the recipe's lora block says rank {len(update.A)} "
                 f"and scale {update.scale:g}. To go on with an adapter, keep its rank and alpha."
             )
-    _fill(adapter, stored)
+    fill_from(adapter, stored)
 
 
-def _fill(adapter: Adapter, stored: AdapterFiles) -> None:
+def fill_from(adapter: Adapter, stored: AdapterFiles) -> None:
+    """Gives an adapter the weights of a stored one, as far as that has them."""
     with torch.no_grad():
-        for target, update in adapter.updates.items():
-            for part, parameter in update.named_parameters():
-                parameter.copy_(torch.from_numpy(stored.updates[target][part].copy()))
-        for name, parameter in adapter.tuned.items():
-            parameter.copy_(torch.from_numpy(stored.tuned[name].copy()))
+        for target, arrays in stored.updates.items():
+            for part, parameter in adapter.updates[target].named_parameters():
+                parameter.copy_(torch.from_numpy(arrays[part].copy()))
+        for name, array in stored.tuned.items():
+            adapter.tuned[name].copy_(torch.from_numpy(array.copy()))
 
 
 def _check_base(model: nn.Module, stored: AdapterFiles, folder: str | Path) -> None:
     record = stored.card.get("base", {}).get("fingerprint")
-    problem = difference(record, fingerprint(model)) if record else None
+    problem = difference(record, fingerprint(model, record)) if record else None
     if problem:
         name = str(getattr(model, "name_or_path", "") or type(model).__name__)
         raise AdapterError(
