@@ -100,7 +100,7 @@ class DataSettings(Settings):
     def _something_to_learn(cls, target: str | None, info: ValidationInfo) -> str | None:
         if target is None and not any(info.data.get(key) for key in ("objective", "messages", "label")):
             raise ValueError(
-                "missing; name the column that the model learns to write, messages for a chat, label for a classifier, or an objective"
+                "missing; name the column that the model learns to write, messages for a chat, label for classes, or an objective"
             )
         return target
 

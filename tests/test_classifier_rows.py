@@ -17,14 +17,18 @@ from transformers import (
 )
 
 from loralab import load_adapter
+from loralab.compare import _label_floor
 from loralab.data.batches import collate
 from loralab.errors import DataError, ModelError, RecipeError
 from loralab.evaluate import encode_rows, read_scores
 from loralab.labels import Labels
+from loralab.metrics.significance import mcnemar
 from loralab.on_torch.load import model_folder
 from loralab.on_torch.step import TorchEngine, open_engine
+from loralab.predictions import Columns
 from loralab.recipe_file import load_recipe
 from loralab.run import read_lines, read_record
+from loralab.score import report, score_files
 from loralab.train import read_material, train
 from loralab.use import evaluate_saved
 
@@ -75,6 +79,33 @@ def test_several_labels_a_row(bases: Path, tmp_path: Path) -> None:
         found = model.eval()(**tokenizer(line["source"], return_tensors="pt"), labels=torch.tensor([[1.0, 1.0, 0.0]]))
     assert list(line["probabilities"].values()) == pytest.approx(found.logits.sigmoid()[0].tolist(), abs=1e-5)
     assert line["loss"] == pytest.approx(float(found.loss), abs=1e-5) and line["references"] == ['["a", "b"]']
+
+
+def test_the_floor_is_the_label_that_most_training_rows_have(classifiers: dict[str, Path], bases: Path) -> None:
+    training = read_material(load_recipe(bases / "distilbert.yaml")).training
+    ((name, floor),) = _label_floor(training, {"lora": classifiers["distilbert lora"]}).items()
+    assert name == "always NEGATIVE"
+    values = {key: metric["value"] for key, metric in floor.summary().items()}
+    assert values == pytest.approx(
+        {"accuracy": 50, "precision": 0, "recall": 0, "f1": 0, "f1_macro": 100 / 3, "ece": 50}
+    )
+    assert floor.groups == read_scores(classifiers["distilbert lora"]).groups
+
+
+def test_two_runs_are_scored_against_each_other(classifiers: dict[str, Path]) -> None:
+    folders = [classifiers["bert lora"], classifiers["bert head"]]
+    results = score_files(folders, Columns(), ["classification"])
+    for row, run in zip(results["rows"], folders, strict=True):
+        expected = read_record(run)["metrics"]
+        assert row["metrics"] == {
+            name: pytest.approx({key: expected[name][key] for key in ("value", "low", "high")})
+            for name in row["metrics"]
+        }
+        assert set(row["metrics"]) == set(expected) - {"loss"}
+    (pair,) = [pair for pair in results["pairs"] if pair["metric"] == "accuracy"]
+    right = [np.array([line["accuracy"] > 0 for line in read_lines(run / "predictions.jsonl")]) for run in folders]
+    assert pair["p_mcnemar"] == mcnemar(*right).p
+    assert "McNemar's test, bert lora against bert head" in " ".join(report(results).split())
 
 
 # Features of a frozen encoder
