@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from loralab.classify import check_split
+from loralab.classify import check_split, within_positions
 from loralab.config import Recipe
 from loralab.data.batches import collate, evaluation_batches
 from loralab.data.cache import ArrayFile, Facts, cached
@@ -99,7 +99,8 @@ def encode_held_out(engine: Engine, recipe: Recipe, rows: Mapping[str, Split]) -
             if engine.labels is not None:
                 check_split(engine.labels, split, quietly=True)
             own = recipe.model_copy(update={"data": data, "training": training})
-            encoded[name] = encode_evaluation_rows(engine, own, split, data.lengths)
+            lengths = within_positions(data.lengths, engine.positions) if engine.labels is not None else data.lengths
+            encoded[name] = encode_evaluation_rows(engine, own, split, lengths)
     return encoded
 
 
