@@ -191,8 +191,7 @@ def encode_sources(
         conversations = [encode_conversation(source, tokenizer, max_length) for source in sources]
         return [ids for ids, _ in conversations], sum(cut for _, cut in conversations)
     surplus = int(prompt.causal and next(token_ids(["a"], tokenizer))[-1] == tokenizer.eos_token_id)
-    rows: list[list[int]] = []
-    num_cut = 0
+    rows, num_cut = list[list[int]](), 0
     for source, ids in zip(sources, token_ids([prompt.fill(source) for source in sources], tokenizer), strict=True):
         too_long = len(ids) - surplus > max_length
         num_cut += too_long
@@ -322,12 +321,10 @@ def check_lengths(
     data: DataSettings, lengths: tuple[int, int], max_new_tokens: int, causal: bool, positions: int | None
 ) -> None:
     """Raises RecipeError where a row, or an answer, may have more tokens than the model has positions (None: no bound)."""
-    if data.label:
-        return
     source, target = lengths if data.source or data.messages else (1, lengths[1])
     target = max(target, max_new_tokens)
     needed = source + target if causal else max(source, target)
-    if positions is None or needed <= positions:
+    if data.label or positions is None or needed <= positions:
         return
     keys = "data.max_source_length, data.max_target_length and evaluation.max_new_tokens"
     sum_of = (
