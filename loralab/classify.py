@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from loralab.config import Recipe
 from loralab.data.batches import Batch, collate, evaluation_batches, padded
-from loralab.data.encode import EncodedSplit, encode_sources
+from loralab.data.encode import encode_sources
+from loralab.data.encoded import EncodedSplit
 from loralab.data.splits import AnySplit
 from loralab.engine import Engine
 from loralab.labels import Labels, as_list, balance, settle

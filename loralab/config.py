@@ -198,6 +198,8 @@ class Recipe(Settings):
             )
         if not label:
             return
+        if self.mixture:
+            raise ValueError(f"mixture.{next(iter(self.mixture))}: a classifier trains on one data set; remove mixture")
         for block, metrics in (("evaluation", self.evaluation.metrics), ("validation", self.validation.metrics)):
             if wrong := [name for name in metrics if name != LABELS]:
                 raise ValueError(f"{block}.metrics {', '.join(wrong)}: with data.label only {LABELS} is measured")

@@ -303,7 +303,8 @@ def _train_and_save(
     folder: Path,
 ) -> dict[str, Any]:
     for rows in (encoded, validator.encoded) if validator is not None else (encoded,):
-        engine.compute_once(rows, Progress("once for all epochs", len(rows)).update)
+        if not isinstance(rows, Mixture):  # a classifier has none
+            engine.compute_once(rows, Progress("once for all epochs", len(rows)).update)
     pilot = None
     if recipe.optimizer.learning_rate == "pilot":
         assert validator is not None

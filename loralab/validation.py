@@ -17,7 +17,7 @@ from loralab.classify import answer_rows
 from loralab.config import Recipe, ValidationSettings
 from loralab.data.chat import Chat
 from loralab.data.denoise import Encoded, MaskedSplit
-from loralab.data.encode import EncodedSplit
+from loralab.data.encoded import EncodedSplit
 from loralab.data.sources import local_path, splits_of
 from loralab.data.splits import Split, read_split
 from loralab.decoding import Decoding

@@ -219,6 +219,7 @@ def test_a_head_of_other_labels_is_begun_anew(bases: Path, tmp_path: Path) -> No
     [
         ("evaluation.metrics=[rouge]", "with data.label only classification is measured"),
         ("evaluation.beams=4", "evaluation.beams means nothing with data.label"),
+        ("mixture={more: {name: d, source: text, target: s}}", "mixture.more: a classifier trains on one data set"),
         ("optimizer.scale_parameter=true", "scale_parameter is for training.method full"),
     ],
 )

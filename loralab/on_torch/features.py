@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from loralab.data.batches import Batch, collate, evaluation_batches
 from loralab.data.cache import ArrayFile, Facts, cached
-from loralab.data.encode import EncodedSplit
+from loralab.data.encoded import EncodedSplit
 from loralab.on_torch.heads import POOLER, head_parameters
 
 TOKENS_PER_BATCH = 8192
