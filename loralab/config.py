@@ -192,14 +192,14 @@ class Recipe(Settings):
         idle += [f"training.{key}" for key in ("head", "frozen_dropout") if getattr(training, key)]
         if idle and not label:
             raise ValueError(f"{' and '.join(idle)}: for classifiers only; name the column of the labels as data.label")
-        if other := [name for name, data in self.forgetting.items() if (data.label is not None) != label]:
+        further: dict[str, DataSettings] = {f"forgetting.{name}": data for name, data in self.forgetting.items()}
+        further |= {f"mixture.{name}": data for name, data in self.mixture.items()}
+        if other := [name for name, data in further.items() if (data.label is not None) != label]:
             raise ValueError(
-                f"forgetting.{other[0]}: of it and of data one has a label and the other none; the model does one of both"
+                f"{other[0]}: of it and of data one has a label and the other none; the model does one of both"
             )
         if not label:
             return
-        if self.mixture:
-            raise ValueError(f"mixture.{next(iter(self.mixture))}: a classifier trains on one data set; remove mixture")
         for block, metrics in (("evaluation", self.evaluation.metrics), ("validation", self.validation.metrics)):
             if wrong := [name for name in metrics if name != LABELS]:
                 raise ValueError(f"{block}.metrics {', '.join(wrong)}: with data.label only {LABELS} is measured")

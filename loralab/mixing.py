@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loralab.classify import check_split, within_positions
 from loralab.config import Recipe
 from loralab.data.denoise import Encoded
 from loralab.data.denoise import check_lengths as check_objective
@@ -41,9 +42,12 @@ def encode_mixture(engine: Engine, recipe: Recipe, rows: Mapping[str, AnySplit])
     for name, each in rows.items():
         data = recipe.mixture[name]
         with about(f"mixture.{name}"):
-            prompt = prompt_of(data, engine.tokenizer, engine.causal)
+            prompt = prompt_of(data, engine.tokenizer, engine.causal, engine.labels)
             settings = data.max_source_length, data.max_target_length
             lengths = resolve_lengths(each, engine.tokenizer, *settings, prompt)
+            if engine.labels is not None:
+                check_split(engine.labels, each)
+                lengths = within_positions(lengths, engine.positions)
             check_lengths(data, lengths, 0, engine.causal, engine.positions)
             encoded[name] = encode_rows(engine, recipe.model_copy(update={"data": data}), each, lengths)
     return encoded

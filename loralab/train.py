@@ -302,9 +302,9 @@ def _train_and_save(
     lengths: tuple[int, int],
     folder: Path,
 ) -> dict[str, Any]:
-    for rows in (encoded, validator.encoded) if validator is not None else (encoded,):
-        if not isinstance(rows, Mixture):  # a classifier has none
-            engine.compute_once(rows, Progress("once for all epochs", len(rows)).update)
+    parts = encoded.parts if isinstance(encoded, Mixture) else (encoded,)
+    for rows in (*parts, validator.encoded) if validator is not None else parts:
+        engine.compute_once(rows, Progress("once for all epochs", len(rows)).update)
     pilot = None
     if recipe.optimizer.learning_rate == "pilot":
         assert validator is not None

@@ -172,6 +172,24 @@ def test_names_in_one_split_and_numbers_in_the_other(bases: Path, tmp_path: Path
     assert labels is not None and labels.names == ("neg", "pos")
 
 
+def test_further_data_are_of_labels_too(bases: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "more", counts={"train": 20, "test": 8})
+    more = f"{{name: {tmp_path}/more, source: text, label: label, max_source_length: 99}}"
+    overrides = ["training.method=head", f"mixture.more={more}", f"forgetting.more={more}"]
+    _, record = train(load_recipe(bases / "bert.yaml", overrides), tmp_path / "run")
+    assert record["forgetting"]["more"]["before"]["value"] != record["forgetting"]["more"]["after"]["value"]
+    assert record["steps"] == 2 * 6  # (64 + 20) / 16
+    texts = more.replace("label: label", "target: text")
+    for block in ("mixture", "forgetting"):
+        with pytest.raises(RecipeError, match=rf"{block}\.more: of it and of data one has a label"):
+            load_recipe(bases / "bert.yaml", [f"{block}.more={texts}"])
+    write_rows(tmp_path / "other", ("cat", "dog"), {"train": 20, "test": 8})
+    for block in ("mixture", "forgetting"):
+        recipe = load_recipe(bases / "bert.yaml", [f"{block}.more={more.replace('/more', '/other')}"])
+        with pytest.raises(DataError, match=rf"{block}\.more: .*labels that the model was not trained on"):
+            train(recipe, tmp_path / block)
+
+
 def test_an_adapter_whose_labels_are_not_the_datas(classifiers: dict[str, Path], tmp_path: Path) -> None:
     write_rows(tmp_path / "data", ("sad", "glad"))
     with pytest.raises(
@@ -219,7 +237,6 @@ def test_a_head_of_other_labels_is_begun_anew(bases: Path, tmp_path: Path) -> No
     [
         ("evaluation.metrics=[rouge]", "with data.label only classification is measured"),
         ("evaluation.beams=4", "evaluation.beams means nothing with data.label"),
-        ("mixture={more: {name: d, source: text, target: s}}", "mixture.more: a classifier trains on one data set"),
         ("optimizer.scale_parameter=true", "scale_parameter is for training.method full"),
     ],
 )

@@ -159,7 +159,7 @@ def test_a_missing_block_and_a_missing_key(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("model: {name: m}\ndata: {name: d}\n")
     assert mistakes(tmp_path / "a.yaml") == [
         "  data.source: missing; the recipe must give it",
-        "  data.target: missing; name the column that the model learns to write, messages for a chat, label for a classifier, "
+        "  data.target: missing; name the column that the model learns to write, messages for a chat, label for classes, "
         "or an objective",
     ]
 

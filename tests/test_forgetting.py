@@ -231,7 +231,7 @@ def test_a_decoder_only_model_forgets_plain_text(data_folder: Path, tmp_path: Pa
 def test_the_ending_says_it_in_a_line(workshop: Path, elsewhere: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
     given = [*QUICK, f"forgetting={json.dumps(elsewhere)}", "training.method=none"]
     for as_json, out in ((False, "said"), (True, "written")):
-        cli.train(str(workshop / "tiny.yaml"), given, tmp_path / out, as_json=as_json)
+        cli.train(str(workshop / "tiny.yaml"), given, out=tmp_path / out, as_json=as_json)
     said, _, written = capsys.readouterr().out.strip().rpartition("\n")
     of = {name: about["before"]["value"] for name, about in json.loads(written)["forgetting"].items()}
     expected = ", ".join(f"{name} {value:.3f} -> {value:.3f} (+0.000)" for name, value in of.items())

@@ -46,9 +46,10 @@ def test_tables_of_all_metrics_fit_a_terminal() -> None:
 def test_markdown_of_all_metrics_is_several_tables_of_ten_columns() -> None:
     text = markdown_table(wide_rows(), {})
     tables = [table.splitlines() for table in text.strip().split("\n\n")]
-    assert [len(table) for table in tables] == [4, 4]  # titles, a rule, two rows
+    assert {len(table) for table in tables} == {4}  # titles, a rule, two rows
     counts = [[line.count("|") - 1 for line in table] for table in tables]
-    assert counts == [[10] * 4, [len(COLUMNS) + 4 - 9 + 1] * 4]
+    figures = len(COST) + len(COLUMNS)  # each table has the names again
+    assert counts == [[1 + min(9, figures - start)] * 4 for start in range(0, figures, 9)] and len(counts) > 1
     assert tables[1][2].startswith("| short |")
 
 

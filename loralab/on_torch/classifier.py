@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MULTI, SINGLE = "multi_label_classification", "single_label_classification"
+# The matrix that gives the logits: of a single layer, or of a head of several, as RoBERTa's and BART's.
+LAST_OF_HEAD = re.compile(r"(^|\.)(classifier|score|out_proj)\.weight$")
 NO_BOUND = 10**9  # what tokenizers say that know no longest text
 
 
@@ -56,10 +58,10 @@ def stored_labels(folder: Path) -> Labels | None:
 def _labels_by_shape(folder: Path) -> Labels | None:
     """Of an adapter made elsewhere, which has no names: one for each output of the head in it."""
     stored = files.read(folder)
-    last = [array for name, array in stored.tuned.items() if array.ndim == 2 and re.search("classifier|score", name)]
+    last = [array for name, array in stored.tuned.items() if LAST_OF_HEAD.search(name)]
     if stored.task_type != "SEQ_CLS" or not last:
         return None
-    names = tuple(f"LABEL_{place}" for place in range(len(last[-1])))
+    names = tuple(f"LABEL_{place}" for place in range(len(last[0])))
     return Labels(names, _numbers(names))
 
 
