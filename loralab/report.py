@@ -43,7 +43,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
     scored = [row for row in rows if row["method"] != "floor" and row["metrics"]]
     lines = [
         f"{evaluated['rows']:,} rows of {evaluated['data']}, {evaluated['split']}. [low, high]: 95 % bootstrap interval by source. "
-        f"p: paired bootstrap against {rows[0]['variant']}. loss: nats per target token. {directions(['loss', *score_names(rows)])}",
+        f"p: paired bootstrap against {rows[0]['variant']}. loss: nats per {_counted(rows)}. {directions(['loss', *score_names(rows)])}",
     ]
     if floors and results["constant"]:
         lines.append(
@@ -83,6 +83,11 @@ def _elsewhere(rows: Sequence[Row]) -> list[str]:
     ]
     what = "In parentheses what the training added to it, in brackets the 95 % paired bootstrap interval of that."
     return [*lines, what] if lines else []
+
+
+def _counted(rows: Sequence[Row]) -> str:
+    """What a loss is the mean of: a classifier's rows, a writer's tokens."""
+    return "row" if any("accuracy" in row["metrics"] for row in rows) else "target token"
 
 
 def _rate(pilot: dict[str, Any]) -> str:

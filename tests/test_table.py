@@ -81,6 +81,14 @@ def test_a_floor_is_one_for_scores_alone() -> None:
     assert not any("UNDER" in line for line in remarks(results_of([made_row("up", "lora", rouge1=29.0), floor])))
 
 
+def test_a_loss_is_said_to_be_per_row_of_labels_and_per_token_of_texts() -> None:
+    for row, unit in (
+        (made_row("x", "head", accuracy=90.0), "row"),
+        (made_row("x", "lora", rouge1=9.0), "target token"),
+    ):
+        assert f"loss: nats per {unit}." in remarks(results_of([row]))[0]
+
+
 def results_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     evaluated = {"rows": 2, "data": "d", "split": "test", "leaked": 0}
     nothing: dict[str, Any] = {"turns": {}, "failures": {}, "epochs": {}, "samples": [], "next_steps": ()}

@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 
 
 def lead(source: str, turns: int = 2) -> str:
-    """The first turns of a dialogue: its first non-empty lines, speakers' tags and all, joined by a space.
+    """The first non-empty lines, joined by a space: of a dialogue its first turns, speakers' tags and all.
 
     Where the text has a single line: its first sentences. A sentence ends at a . ! or ? that stands before a space, so
     "Mr. Smith" counts as two. A text with fewer turns is given whole, an empty one as "".
