@@ -268,7 +268,9 @@ def test_the_help_of_each_command_shows_an_example_that_works() -> None:
 
 @pytest.mark.parametrize("recipe", shipped_recipes())
 def test_the_next_steps_of_a_recipe_can_be_typed(recipe: str) -> None:
-    assert [problem for step in load_recipe(recipe, []).next_steps for problem in bash_problems(step)] == []
+    steps = load_recipe(recipe, []).next_steps
+    assert [problem for step in steps for problem in bash_problems(step)] == []
+    assert max(map(len, steps), default=0) <= 78, "with an indentation of two, 80 columns"
 
 
 # The checks themselves: each finds what it is for.
