@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -107,25 +108,31 @@ def run_all(runs: Sequence[Run], folder: Path) -> dict[str, str]:
     """Runs what is not there yet; returns what failed, by the run's folder, and why."""
     failures: dict[str, str] = {}
     renewed: set[Path] = set()
-    started, worked = time.monotonic(), 0
+    taken: list[float] = []  # seconds of each training so far; what is not trained takes little
     for index, run in enumerate(runs):
         state = "changed" if run.after in renewed and run.folder.exists() else run.state
         if run.after is not None and str(run.after) in failures:
             failures[str(run.folder)] = f"it starts from {run.after.relative_to(folder)}, which failed"
             continue
-        left = (time.monotonic() - started) / worked * (len(runs) - index) if worked else 0
-        say(f"\n[{index + 1}/{len(runs)}] {run.name}{f', about {clock(left)} left in all' if worked else ''}")
+        left = fmean(taken) * sum(_trains(other) for other in runs[index:]) if taken else 0
+        say(f"\n[{index + 1}/{len(runs)}] {run.name}{f', about {clock(left)} left in all' if left else ''}")
         if state == "finished":
             say("It has finished already.")
             continue
         if state == "changed":
             say(f"Its recipe is another now; what was there lies in {set_aside(run.folder, folder)}.")
         renewed.add(run.folder)
+        started = time.monotonic()
         if failure := _run(run, folder):
             failures[str(run.folder)] = failure
             say(f"{run.name} failed: {failure}. The others go on.")
-        worked += 1
+        elif _trains(run):
+            taken.append(time.monotonic() - started)
     return failures
+
+
+def _trains(run: Run) -> bool:
+    return run.recipe.training.method != "none"
 
 
 def _run(run: Run, folder: Path) -> str | None:
