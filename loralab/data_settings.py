@@ -159,6 +159,7 @@ class HeldOutSettings(DataSettings):
     @model_validator(mode="after")
     def _what_means_nothing(self) -> HeldOutSettings:
         _no_bounds(self, ("train", "validation", "test"), "rows says how many are measured on")
+        _no_labels(self)
         if isinstance(self.max_source_length, str) or isinstance(self.max_target_length, str):
             raise ValueError("max_source_length and max_target_length are numbers of tokens here, no percentiles")
         return self
@@ -183,6 +184,7 @@ class MixedSettings(DataSettings):
     @model_validator(mode="after")
     def _what_means_nothing(self) -> MixedSettings:
         _no_bounds(self, ("validation", "test"), "validation and evaluation are on the main data")
+        _no_labels(self)
         return self
 
 
@@ -190,3 +192,8 @@ def _no_bounds(data: DataSettings, splits: tuple[str, ...], why: str) -> None:
     for split in splits:
         if getattr(data, f"max_{split}_rows") is not None:
             raise ValueError(f"max_{split}_rows means nothing here; {why}")
+
+
+def _no_labels(data: DataSettings) -> None:
+    if data.labels:
+        raise ValueError("labels mean nothing here; data.labels says what stands for what, also in this data")

@@ -183,6 +183,8 @@ def test_further_data_are_of_labels_too(bases: Path, tmp_path: Path) -> None:
     for block in ("mixture", "forgetting"):
         with pytest.raises(RecipeError, match=rf"{block}\.more: of it and of data one has a label"):
             load_recipe(bases / "bert.yaml", [f"{block}.more={texts}"])
+        with pytest.raises(RecipeError, match=rf"{block}\.more: labels mean nothing here; data\.labels says"):
+            load_recipe(bases / "bert.yaml", [f"{block}.more={more}", f"{block}.more.labels={{a: neg, b: pos}}"])
     write_rows(tmp_path / "other", ("cat", "dog"), {"train": 20, "test": 8})
     for block in ("mixture", "forgetting"):
         recipe = load_recipe(bases / "bert.yaml", [f"{block}.more={more.replace('/more', '/other')}"])
