@@ -92,7 +92,7 @@ class Validator:
 
     def loss(self, engine: Engine) -> float | None:
         """Nats per target token over all rows; None where it is not finite."""
-        loss = float(row_losses(engine, self.encoded, lambda done: None).sum() / self.encoded.target_lengths.sum())
+        loss = float(row_losses(engine, self.encoded, lambda done: None).sum() / self.encoded.target_tokens.sum())
         return loss if math.isfinite(loss) else None
 
     def due(self, step: int, epoch_ends: Sequence[int], validations: Sequence[Line]) -> bool:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dying import train_until
 from folders import real_rows, write_jsonl
 from peft import PeftModel
 from stories import make_stories
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5ForConditionalGeneration
 
-from loralab import cli, forgetting, loop
+from loralab import cli, forgetting
 from loralab.compare import compare
 from loralab.config import Recipe
 from loralab.data.denoise import encode_documents
@@ -124,19 +125,9 @@ def test_before_is_before_also_after_a_kill(
     workshop: Path, elsewhere: dict[str, Any], tmp_path: Path, trained: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     """The second life measures again, with an empty cache, and not the weights of the checkpoint."""
-    take = loop._take
-
-    def dying(*arguments: Any) -> Any:
-        if arguments[4].step == 5:
-            raise KeyError("killed")
-        return take(*arguments)
-
     settings = recipe(workshop, elsewhere, "training.save_every=1")
-    monkeypatch.setattr(loop, "_take", dying)
-    with pytest.raises(KeyError, match="killed"):
-        train(settings, tmp_path / "run")
+    train_until(5, settings, tmp_path / "run")
     assert (tmp_path / "run/checkpoints/step-00000005").exists()
-    monkeypatch.setattr(loop, "_take", take)
     monkeypatch.setenv("LORALAB_CACHE", str(tmp_path / "cache"))
     _, record = train(settings, tmp_path / "run", resume=True)
     assert record["forgetting"] == trained[1]["forgetting"]

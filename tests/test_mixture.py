@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dying import train_until
 from folders import read, real_rows, write_jsonl
 
-from loralab import loop, scratch
+from loralab import scratch
 from loralab.config import Recipe
 from loralab.data.batches import collate
 from loralab.data.denoise import encode_documents
@@ -180,23 +181,11 @@ def test_a_run_says_and_records_its_shares(
     assert "reusing tokens of 20 rows" in told and "reusing tokens of 25 rows" in told
 
 
-def test_a_run_that_was_killed_goes_on_exactly(
-    workshop: Path, chats: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_killed_goes_on_exactly(workshop: Path, chats: dict[str, Any], tmp_path: Path) -> None:
     """In the middle of the second epoch, with further data in every batch."""
     settings = recipe(workshop, chats, "training.save_every=2", "lora.dropout=0.1")
     whole, record = train(settings, tmp_path / "whole")
-    take, stop_after = loop._take, record["steps"] // 2 + 2
-
-    def dying(*arguments: Any) -> Any:
-        if arguments[4].step == stop_after:
-            raise KeyError("killed")
-        return take(*arguments)
-
-    monkeypatch.setattr(loop, "_take", dying)
-    with pytest.raises(KeyError, match="killed"):
-        train(settings, tmp_path / "killed")
-    monkeypatch.setattr(loop, "_take", take)
+    train_until(record["steps"] // 2 + 2, settings, tmp_path / "killed")
     killed, again = train(settings, tmp_path / "killed", resume=True)
     for file in ("adapter/adapter_model.safetensors", "predictions.jsonl"):
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), file

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dying import train_until
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 from transformers import T5Config as TheirConfig
 
-from loralab import load_model, loop
+from loralab import load_model
 from loralab.config import Recipe
 from loralab.data.tokenizer import train_tokenizer
 from loralab.embedded import corpus
@@ -164,9 +165,7 @@ def recipe(settings: dict[str, Any], *overrides: str) -> Recipe:
     return recipe_from_tree(settings, overrides, "here")
 
 
-def test_a_run_from_nothing_learns_and_goes_on_exactly(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_from_nothing_learns_and_goes_on_exactly(settings: dict[str, Any], tmp_path: Path) -> None:
     whole, record = train(recipe(settings), tmp_path / "whole")
     lines = read_lines(whole / "metrics.jsonl")
     assert lines[0]["loss"] == pytest.approx(np.log(640), abs=1.0), "at first every token is as likely as another"
@@ -185,17 +184,7 @@ def test_a_run_from_nothing_learns_and_goes_on_exactly(
     measured = read_lines(whole / "validation.jsonl")[-1]["loss"]
     assert measured == pytest.approx(record["metrics"]["loss"]["value"]), "the same rows under the same masks"
 
-    take, stop_after = loop._take, 6
-
-    def dying(*arguments: Any) -> Any:
-        if arguments[4].step == stop_after:
-            raise KeyError("killed")
-        return take(*arguments)
-
-    monkeypatch.setattr(loop, "_take", dying)
-    with pytest.raises(KeyError, match="killed"):
-        train(recipe(settings), tmp_path / "killed")
-    monkeypatch.setattr(loop, "_take", take)
+    train_until(6, recipe(settings), tmp_path / "killed")
     assert (tmp_path / "killed/base/tokenizer.json").exists()
     killed, again = train(recipe(settings), tmp_path / "killed", resume=True)
     for file in ("model/model.safetensors", "model/tokenizer.json", "model/config.json", "predictions.jsonl"):
