@@ -23,9 +23,9 @@ from loralab.data.splits import Split, read_split
 from loralab.data.texts import OUT_FORMATS, Texts, read_stdin, read_texts
 from loralab.errors import DataError, UserError, nearest
 from loralab.evaluate import after_shots
+from loralab.material import read_training_rows
 from loralab.progress import Progress, say
 from loralab.run import find_trained, write_text
-from loralab.train import read_training_rows
 from loralab.use import NO_DATA as NO_ROWS
 from loralab.use import lengths_of, open_trained
 

@@ -33,6 +33,7 @@ from loralab.errors import RecipeError, Stopped
 from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score, source_texts, stack
 from loralab.forgetting import read_forgotten, read_held_out
 from loralab.labels import Labels
+from loralab.material import describe_rows, read_training_rows
 from loralab.metrics import classification
 from loralab.metrics.floors import constant, lead
 from loralab.mixing import read_mixture
@@ -54,7 +55,6 @@ from loralab.run import (
 )
 from loralab.samples import IN_FILE, IN_TERMINAL, markdown, read_samples
 from loralab.table import Row, empty_row, latex_table, markdown_table
-from loralab.train import describe_rows, read_training_rows
 from loralab.variants import RECIPES, RESULTS, Run, plan_runs, set_aside
 
 STOPPED = 130  # the exit code of a run that was stopped after saving

@@ -12,9 +12,9 @@ from loralab.data.encode import check_lengths, resolve_lengths
 from loralab.engine import Engine, load_engine, merge, open_engine
 from loralab.errors import UserError
 from loralab.evaluate import encode_asked, evaluate, read_evaluation_rows
+from loralab.material import describe_rows, read_training_rows
 from loralab.run import find_trained, new_folder, size_on_disk
 from loralab.table import empty_row
-from loralab.train import describe_rows, read_training_rows
 
 NO_DATA = "none"  # the name of the data where there are no rows
 

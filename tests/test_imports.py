@@ -59,6 +59,7 @@ LAYERS: tuple[set[str], ...] = (
         "classify",
         "confusion",
         "forgetting",
+        "material",
         "mixing",
         "validation",
         "plot",
