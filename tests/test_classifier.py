@@ -25,11 +25,11 @@ from loralab.data.batches import collate
 from loralab.evaluate import encode_rows
 from loralab.families import bert, distilbert
 from loralab.labels import Labels
+from loralab.material import read_material
 from loralab.on_torch.heads import head_modules, head_parameters
 from loralab.on_torch.step import open_engine
 from loralab.recipe_file import load_recipe
 from loralab.run import read_record
-from loralab.train import read_material
 from loralab.use import merge_saved
 
 NEG_POS = Labels(("neg", "pos"))

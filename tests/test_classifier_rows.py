@@ -22,6 +22,7 @@ from loralab.data.batches import collate
 from loralab.errors import DataError, ModelError, RecipeError
 from loralab.evaluate import encode_rows, read_scores
 from loralab.labels import Labels
+from loralab.material import read_material
 from loralab.metrics.significance import mcnemar
 from loralab.on_torch.load import model_folder
 from loralab.on_torch.step import TorchEngine, open_engine
@@ -29,7 +30,7 @@ from loralab.predictions import Columns
 from loralab.recipe_file import load_recipe
 from loralab.run import read_lines, read_record
 from loralab.score import report, score_files
-from loralab.train import read_material, train
+from loralab.train import train
 from loralab.use import evaluate_saved
 
 NEG_POS = Labels(("neg", "pos"))
@@ -111,26 +112,47 @@ def test_two_runs_are_scored_against_each_other(classifiers: dict[str, Path]) ->
 # Features of a frozen encoder
 
 
+UNDER_HEAD = ["training.method=head", "model.dropout=0"]
+UNDER_LAYER = ["lora.rules=[layer.1.*]", "lora.rank=2", "model.dropout=0"]
+
+
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
-def test_a_head_learns_the_same_from_states_that_were_computed_once(family: str, bases: Path) -> None:
-    overrides = ["training.method=head", "model.dropout=0"]
+@pytest.mark.parametrize("overrides", [UNDER_HEAD, UNDER_LAYER], ids=["head", "top layer"])
+def test_training_is_the_same_from_states_that_were_computed_once(
+    overrides: list[str], family: str, bases: Path
+) -> None:
     recipe = load_recipe(bases / f"{family}.yaml", overrides)
-    heads = []
+    trained: list[list[torch.Tensor]] = []
     for once in (True, False):
         engine: TorchEngine = open_engine(recipe, labels=NEG_POS)
         encoded = encode_rows(engine, recipe, read_material(recipe).training, (20, 1))
         if once:
             engine.compute_once(encoded, lambda done: None)
-            assert engine._features is not None
-            encoder: Any = engine.model.base_model
-            encoder.embeddings.register_forward_pre_hook(lambda *_: pytest.fail("a step ran the encoder"))
+            (lowest,) = [module for name, module in engine.model.named_modules() if name.endswith("layer.0.attention")]
+            lowest.register_forward_pre_hook(lambda *_: pytest.fail("a step ran the frozen part"))
         for step in range(8):
             engine.train_step([collate(encoded, np.arange(8 * step, 8 * step + 8), 0)], 1e-2)
-        heads.append({name: p.detach().clone() for name, p in engine.adapter.tuned.items()} if engine.adapter else {})
-    assert heads[0]
-    torch.testing.assert_close(
-        heads[0], heads[1], rtol=1e-4, atol=1e-5
-    )  # rows stand in other batches: sums in another order
+        trained.append([parameter.detach().clone() for parameter in engine.parameters])
+    assert trained[0]
+    # rows stand in other batches: sums in another order
+    torch.testing.assert_close(trained[0], trained[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "computed"),
+    [
+        (["lora.rules=[layer.1.*]", "model.dropout=0"], True),
+        (["lora.rules=[layer.*]", "model.dropout=0"], False),
+        (["lora.rules=[layer.1.*]"], False),  # dropout in the frozen part, as in all of the model
+        (["lora.rules=[layer.1.*]", "model.dropout=0", "lora.bias=all"], False),
+        (["training.method=full", "model.dropout=0"], False),
+    ],
+)
+def test_only_what_no_training_changes_is_computed_once(overrides: list[str], computed: bool, bases: Path) -> None:
+    engine: TorchEngine = open_engine(load_recipe(bases / "bert.yaml", overrides), labels=NEG_POS)
+    encoded = encode_rows(engine, engine.recipe, read_material(engine.recipe).training, (20, 1))
+    engine.compute_once(encoded, lambda done: None)
+    assert (engine._features is not None) == computed
 
 
 def test_states_are_found_again_until_a_weight_changes(bases: Path, cache: Path) -> None:

@@ -38,8 +38,8 @@ from loralab.data.encode import check_lengths, encode_sources, encode_targets, p
 from loralab.data.prompts import Prompt
 from loralab.data_settings import DataSettings
 from loralab.errors import ModelError, RecipeError
+from loralab.on_torch.dropout import set_dropout
 from loralab.on_torch.kinds import check_kind
-from loralab.on_torch.prepare import set_dropout
 from loralab.on_torch.step import TorchEngine
 from loralab.recipe_file import load_recipe
 

@@ -18,10 +18,11 @@ from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
 from loralab.errors import RecipeError, Stopped
 from loralab.loop import run_steps
+from loralab.material import read_training_rows
 from loralab.on_torch.step import open_engine
 from loralab.recipe_file import load_recipe
 from loralab.run import read_lines
-from loralab.train import read_training_rows, train
+from loralab.train import train
 from loralab.use import evaluate_saved
 from loralab.validation import Validator, best_of, epochs_done, make_validator, read_choosing_rows, run_out
 

@@ -37,3 +37,25 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return drop(x, self.rate) if self.training else x
+
+
+AS_NUMBERS = ("dropout", "attention_dropout", "activation_dropout")  # in which Transformers' modules keep a plain rate
+
+
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Everywhere: our modules, PyTorch's, and the rates that are plain numbers."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.rate = rate
+        elif isinstance(module, nn.Dropout):
+            module.p = rate
+        for name in AS_NUMBERS:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, rate)
+
+
+def rates_of(module: nn.Module) -> list[float]:
+    """All rates of this very module."""
+    own = [module.rate] if isinstance(module, Dropout) else [module.p] if isinstance(module, nn.Dropout) else []
+    numbers = (getattr(module, name, None) for name in AS_NUMBERS)
+    return own + [number for number in numbers if isinstance(number, float)]

@@ -1,160 +1,101 @@
-"""The states that a frozen encoder gives a classifier's head, computed once for every row instead of once an epoch.
+"""The states at the end of a classifier's frozen part, computed once for every row instead of once an epoch.
 
-    ids [S] ── encoder, frozen, nothing dropped out ──> state [D] of the first token ── head ──> logits [C]
-
-Heads that read the first token alone (BERT's, RoBERTa's and their relatives') can be run on stored states: the encoder is
-stood in for by one that gives a text of that one state back. Whether that holds for a model is tried, not assumed. States
-lie in the cache under a hash of the encoder's weights and of the token ids.
+They lie in the cache, one row's tokens after the other's, under a hash of the frozen weights and of the rows' token ids.
+Where the frozen part ends, and what runs on from there, is in cuts.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from loralab.data.batches import Batch, collate, evaluation_batches
-from loralab.data.cache import ArrayFile, Facts, cached
+from loralab.data.cache import Facts, cached
 from loralab.data.encoded import EncodedSplit
-from loralab.on_torch.heads import POOLER, head_parameters
+from loralab.on_torch.cuts import Cut
+from loralab.on_torch.heads import head_parameters
 
 TOKENS_PER_BATCH = 8192
-STORED = {torch.float32: "<f4", torch.bfloat16: "<u2"}  # NumPy knows no bf16: its bits
+MOST_BYTES = 8 << 30  # of stored states; a data set that would take more is computed anew in every epoch
+STORED = {torch.float32: "<f4", torch.bfloat16: "<u2", torch.float16: "<f2"}  # NumPy knows no bf16: its bits
 
-
-def encoder_of(model: nn.Module) -> nn.Module:
-    """A classifier without what stands beside its encoder."""
-    encoder: nn.Module = getattr(model, str(model.base_model_prefix))
-    return encoder
-
-
-@contextmanager
-def _standing_in(encoder: nn.Module, states_BD: Tensor) -> Iterator[None]:
-    """Makes the encoder give these states, as of texts of one token."""
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    pooler = getattr(encoder, POOLER, None)
-
-    def forward(*_: Any, **__: Any) -> Any:
-        states = states_BD[:, None]
-        return BaseModelOutputWithPooling(states, None if pooler is None else pooler(states))
-
-    encoder.forward = forward
-    try:
-        yield
-    finally:
-        del encoder.forward
-
-
-def head_logits(model: nn.Module, states_BD: Tensor) -> Tensor:
-    """[B, C] in fp32."""
-    ids = torch.zeros(len(states_BD), 1, dtype=torch.long, device=states_BD.device)
-    with _standing_in(encoder_of(model), states_BD):
-        found: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    return found.float()
-
-
-@torch.no_grad()
-def states_of(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    """[B, D]: the first token's."""
-    found: Tensor = encoder_of(model)(input_ids=ids, attention_mask=mask)[0][:, 0]
-    return found
-
-
-@torch.no_grad()
-def reads_first_token(model: nn.Module, ids: Tensor, mask: Tensor) -> bool:
-    """Whether the head gives the model's logits of these rows from their first tokens' states alone."""
-    was_training = model.training
-    model.eval()
-    try:
-        whole = model(input_ids=ids, attention_mask=mask).logits.float()
-        return torch.allclose(head_logits(model, states_of(model, ids, mask)), whole, rtol=1e-4, atol=1e-5)
-    except Exception:  # a head that reads otherwise fails in its own way
-        return False
-    finally:
-        model.train(was_training)
+Array = NDArray[Any]
 
 
 class Features:
     """Stored states, found by the token ids of a row."""
 
-    def __init__(self, model: nn.Module, pad_id: int) -> None:
-        self.model, self.pad_id = model, pad_id
-        self._weights = _digest(model)
-        self._states: list[np.ndarray[Any, Any]] = []
-        self._place: dict[bytes, tuple[int, int]] = {}
+    def __init__(self, cut: Cut, pad_id: int) -> None:
+        self.cut, self.pad_id = cut, pad_id
+        one = next(cut.model.parameters())
+        self.dtype, self.device = one.dtype, one.device
+        self._weights = _digest(cut)
+        self._rows: dict[bytes, Array] = {}
+        """Of a row's ids, by their hash: [S, D], or [1, D], mapped from the disk."""
 
     def prepare(self, encoded: EncodedSplit, on_done: Callable[[int], None]) -> None:
         """Computes the states of all rows, or finds them in the cache."""
-        dtype = next(encoder_of(self.model).parameters()).dtype
-        key = {"weights": self._weights, "dtype": str(dtype), "ids": _digest_of_ids(encoded)}
+        ends = np.cumsum(np.minimum(encoded.source_lengths, self.cut.most_tokens))
+        if int(ends[-1]) * self.cut.width * self.dtype.itemsize > MOST_BYTES:
+            return
+        keys = [_key(encoded.source(row)) for row in range(len(encoded))]
+        ids = hashlib.blake2b(b"".join(keys), digest_size=16).hexdigest()
+        about = {"weights": self._weights, "dtype": str(self.dtype), "cut": self.cut.name, "ids": ids}
+        states = cached("features", about, lambda folder: self._write(folder, encoded, ends, on_done)).array("states")
+        self._rows |= dict(zip(keys, np.split(states, ends[:-1]), strict=True))
 
-        def build(folder: Path) -> Facts:
-            return self._write(folder, encoded, dtype, on_done)
-
-        entry = cached("features", key, build)
-        self._states.append(entry.array("states").reshape(len(encoded), -1))
-        for row in range(len(encoded)):
-            self._place[_key(encoded.source(row))] = len(self._states) - 1, row
-
-    def of(self, batch: Batch) -> Tensor | None:
-        """[B, D]; None where a row has not been prepared."""
-        places = [
-            self._place.get(_key(ids[mask])) for ids, mask in zip(batch.source_ids, batch.source_mask, strict=True)
-        ]
-        if None in places:
+    def logits(self, batch: Batch) -> Tensor | None:
+        """[B, C] in fp32, from stored states; None where a row has not been prepared."""
+        rows = [self._rows.get(_key(ids[mask])) for ids, mask in zip(batch.source_ids, batch.source_mask, strict=True)]
+        found = [row for row in rows if row is not None]
+        if len(found) < len(rows):
             return None
-        rows = np.stack([self._states[part][row] for part, row in (place for place in places if place)])
-        states = torch.from_numpy(rows)
-        encoder = next(encoder_of(self.model).parameters())
-        return (states if states.dtype == torch.float32 else states.view(torch.bfloat16)).to(encoder.device)
+        states = np.zeros((len(found), max(map(len, found)), self.cut.width), STORED[self.dtype])
+        for place, row in zip(states, found, strict=True):
+            place[: len(row)] = row
+        on_device = torch.from_numpy(states).view(self.dtype).to(self.device)
+        return self.cut.logits(on_device, *self._tensors(batch))
 
-    def _write(self, folder: Path, encoded: EncodedSplit, dtype: torch.dtype, on_done: Callable[[int], None]) -> Facts:
-        device = next(self.model.parameters()).device
-        self.model.eval()
-        table: np.ndarray[Any, Any] | None = None
-        done = 0
-        for rows in evaluation_batches(
-            encoded.source_lengths, encoded.target_lengths, tokens_per_batch=TOKENS_PER_BATCH
-        ):
-            batch = collate(encoded, rows, self.pad_id)
-            ids, mask = (torch.from_numpy(array).to(device) for array in (batch.source_ids, batch.source_mask))
-            states = states_of(self.model, ids, mask).cpu()
-            bits = (states if dtype == torch.float32 else states.view(torch.uint16)).numpy()
-            if table is None:
-                table = np.zeros((len(encoded), bits.shape[1]), dtype=bits.dtype)
-            table[rows] = bits
+    def _write(
+        self, folder: Path, encoded: EncodedSplit, ends: NDArray[np.int64], on_done: Callable[[int], None]
+    ) -> Facts:
+        lengths = encoded.source_lengths, encoded.target_lengths
+        shape, done = (int(ends[-1]), self.cut.width), 0
+        states = np.lib.format.open_memmap(folder / "states.npy", "w+", np.dtype(STORED[self.dtype]), shape)
+        self.cut.model.eval()
+        for rows in evaluation_batches(*lengths, tokens_per_batch=TOKENS_PER_BATCH):
+            given = self.cut.states(*self._tensors(collate(encoded, rows, self.pad_id))).cpu()
+            bits = given.view(torch.uint16).numpy() if self.dtype == torch.bfloat16 else given.numpy()
+            for row, found in zip(rows, bits, strict=True):
+                start = ends[row - 1] if row else 0
+                states[start : ends[row]] = found[: ends[row] - start]
             on_done(done := done + len(rows))
-        assert table is not None
-        with ArrayFile(folder / "states.npy", STORED[dtype]) as file:
-            file.append(table.ravel())
+        states.flush()
         return {}
 
+    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        ids, mask = (torch.from_numpy(array).to(self.device) for array in (batch.source_ids, batch.source_mask))
+        return ids, mask
 
-def _digest(model: nn.Module) -> str:
-    """Of all weights but the head's."""
-    head, digest = set(head_parameters(model)), hashlib.blake2b(digest_size=16)
-    digest.update(type(model).__name__.encode())
-    for name, parameter in model.named_parameters():
-        if name not in head:
+
+def _digest(cut: Cut) -> str:
+    """Of all weights that are not trained, but the head's."""
+    head, digest = set(head_parameters(cut.model)), hashlib.blake2b(digest_size=16)
+    digest.update(type(cut.model).__name__.encode())
+    for name, parameter in cut.model.named_parameters():
+        if name not in head and not parameter.requires_grad:
             digest.update(name.encode())
             flat = parameter.detach().cpu().contiguous().flatten()
             digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _digest_of_ids(encoded: EncodedSplit) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for row in range(len(encoded)):
-        digest.update(_key(encoded.source(row)))
-    return digest.hexdigest()
-
-
-def _key(ids: np.ndarray[Any, Any]) -> bytes:
+def _key(ids: Array) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(ids, dtype=np.int32).data, digest_size=16).digest()

@@ -18,7 +18,7 @@ from torch import nn
 from loralab import adapter as files
 from loralab.config import Recipe
 from loralab.on_torch.attach import Adapter, attach, attachment_for, install
-from loralab.on_torch.dropout import Dropout
+from loralab.on_torch.dropout import set_dropout
 from loralab.on_torch.heads import head_modules, head_parameters
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.stored import check_fits, continue_from, fill_from, load_adapter
@@ -99,15 +99,3 @@ def checkpoint_activations(model: nn.Module) -> None:
     else:
         newer = getattr(model, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
         (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
-
-
-def set_dropout(model: nn.Module, rate: float) -> None:
-    """Everywhere: our modules, PyTorch's, and the rates that Transformers' modules keep as plain numbers."""
-    for module in model.modules():
-        if isinstance(module, Dropout):
-            module.rate = rate
-        elif isinstance(module, nn.Dropout):
-            module.p = rate
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, rate)

@@ -26,9 +26,10 @@ from loralab.engine import Proof, Step
 from loralab.labels import Labels
 from loralab.on_torch import causal, classifier
 from loralab.on_torch.classifier import fitted_labels, label_losses, load_classifier, stored_labels, write_labels
+from loralab.on_torch.cuts import encoder_of, find_cut
 from loralab.on_torch.device import choose_device, choose_dtype
 from loralab.on_torch.diagnose import first_not_finite
-from loralab.on_torch.features import Features, encoder_of, head_logits, reads_first_token
+from loralab.on_torch.features import Features
 from loralab.on_torch.generate import generate_ids
 from loralab.on_torch.heads import head_parameters, is_classifier
 from loralab.on_torch.kinds import check_kind, check_looks_back
@@ -166,29 +167,29 @@ class TorchEngine:
             encoder_of(self.model).eval()
 
     def _token_losses(self, batch: Batch, smoothing: float) -> Tensor:
-        states = None if self._features is None else self._features.of(batch)
-        if states is None:
+        logits = None if self._features is None else self._features.logits(batch)
+        if logits is None:
             return token_losses(self.model, *self._tensors(batch), smoothing)
         assert self.labels is not None
-        labels = torch.from_numpy(batch.labels).to(self._device)
-        return label_losses(head_logits(self.model, states), labels, self.labels.multi, smoothing)
+        return label_losses(logits, torch.from_numpy(batch.labels).to(self._device), self.labels.multi, smoothing)
 
     def compute_once(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
-        training = self.recipe.training
-        if training.method != "head" or training.frozen_dropout or isinstance(encoded, MaskedSplit):
+        if self.labels is None or isinstance(encoded, MaskedSplit) or self.recipe.training.frozen_dropout:
             return
         if self._features is None:
-            ids, mask, _ = self._tensors(collate(encoded, np.arange(min(2, len(encoded))), self.pad_id))
-            if not reads_first_token(self.model, ids, mask):
+            rows = np.argsort(encoded.source_lengths)[[0, -1]]  # of two lengths, so that one is padded
+            ids, mask, _ = self._tensors(collate(encoded, rows, self.pad_id))
+            cut = find_cut(self.model, ids, mask)
+            if cut is None:
                 return
-            self._features = Features(self.model, self.pad_id)
+            self._features = Features(cut, self.pad_id)
         self._features.prepare(encoded, on_done)
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> NDArray[np.float64]:
         self.model.eval()
-        states = None if self._features is None else self._features.of(batch)
-        found = self._logits(self.model, batch) if states is None else head_logits(self.model, states)
+        known = None if self._features is None else self._features.logits(batch)
+        found = self._logits(self.model, batch) if known is None else known
         table: NDArray[np.float64] = found.double().cpu().numpy()
         return table
 
