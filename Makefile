@@ -30,8 +30,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup ## what LoRA buys, in minutes: a small model and data that come along, four ways of training side by side
 	$(BIN)/loralab compare quickstart
 
-test: setup ## every test, without a network; a process for each core, with a thread each
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses auto --dist loadfile
+test: setup ## every test, without a network; a process for each core
+	$(BIN)/pytest -q --numprocesses auto --dist loadfile
 
 torture: setup ## a run killed 200 times at random moments, and what became of it
 	LORALAB_KILLS=200 $(BIN)/pytest -q tests/test_resume.py -k killed

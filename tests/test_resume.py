@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,27 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
+from processes import Process, wait_for_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from workshop import ENVIRONMENT, loralab
+from workshop import loralab
 
 from loralab.run import read_lines
 
 KILLS = int(os.environ.get("LORALAB_KILLS", "20"))  # `make torture` asks for 200
-LONG = ["training.epochs=25", "training.save_every=2", "lora.dropout=0.1", "training.accumulate=2"]
+LONG = ["training.epochs=12", "training.save_every=2", "lora.dropout=0.1", "training.accumulate=2"]
 LONG += ["validation.every=5", "validation.rows=4", "validation.keep=best", "training.trackers=[tensorboard]"]
-
-
-def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "loralab", *arguments]
-    return subprocess.Popen(
-        command, cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for_step(process: subprocess.Popen[str], log: Path, step: int) -> None:
-    """Until metrics.jsonl has more than this many lines, or the process has ended."""
-    while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > step):
-        time.sleep(0.005)
 
 
 def changed(file: Path) -> int:
@@ -89,43 +75,45 @@ def same(a: Path, b: Path) -> None:
     assert sorted(file.name for file in a.iterdir()) == sorted(file.name for file in b.iterdir())
 
 
+def live_until_killed(workshop: Path, run: Path, coins: random.Random) -> bool:
+    """Begins the run or goes on with it, until some moment after it has begun to write; false if it came to its end first."""
+    resume = ["--resume"] if (run / "recipe.yaml").exists() else []
+    before = changed(run / "metrics.jsonl")
+    process = Process(workshop, ("train", "tiny.yaml", *LONG, "--out", run.name, *resume))
+    while process.running() and changed(run / "metrics.jsonl") == before:
+        time.sleep(0.005)
+    time.sleep(coins.uniform(0, 0.4))
+    if not process.running():
+        assert process.wait() == 0, process.errors
+        return False
+    process.signal(signal.SIGKILL)
+    process.wait()
+    kept = list((run / "checkpoints").glob("step-????????"))
+    assert len(kept) <= 4, "two, the best, and one whose writing has just ended"
+    return True
+
+
 def test_killed_at_random_moments(workshop: Path, uninterrupted: Path) -> None:
-    coins, run = random.Random(0), workshop / "killed"
-    killed = 0
-    while killed < KILLS:
-        resume = ["--resume"] if (run / "recipe.yaml").exists() else []
-        before = changed(run / "metrics.jsonl")
-        process = start(workshop, "train", "tiny.yaml", *LONG, "--out", "killed", *resume)
-        while process.poll() is None and changed(run / "metrics.jsonl") == before:
-            time.sleep(0.005)  # until this life has begun to write
-        time.sleep(coins.uniform(0, 0.4))
-        if process.poll() is not None:
-            _, errors = process.communicate()
-            assert process.returncode == 0, errors
-            break  # it has come to its end before all the kills were spent
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        killed += 1
-        assert len(list((run / "checkpoints").glob("step-????????"))) <= 4, (
-            "two, the best, and one whose writing has just ended"
-        )
-    assert killed >= min(KILLS, 10), "the run is long enough to be killed in"
-    loralab(workshop, "train", str(run), "--resume")
-    same(run, uninterrupted)
+    coins, kills = random.Random(0), [0]
+    while sum(kills) < KILLS:
+        run = workshop / f"killed-{len(kills)}"
+        kills.append(0)
+        while sum(kills) < KILLS and live_until_killed(workshop, run, coins):
+            kills[-1] += 1
+        loralab(workshop, "train", run.name, "--resume")
+        same(run, uninterrupted)
+        assert kills[-1], "the run is long enough to be killed in"
+    print(f"{sum(kills)} kills in {len(kills) - 1} runs")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_polite_stop_saves_and_says_how_to_go_on(number: signal.Signals, workshop: Path, uninterrupted: Path) -> None:
     run = workshop / f"stopped-{number.name}"
-    process = start(workshop, "train", "tiny.yaml", *LONG, "training.save_every=1000", "--out", run.name)
+    process = Process(workshop, ("train", "tiny.yaml", *LONG, "training.save_every=1000", "--out", run.name))
     wait_for_step(process, run / "metrics.jsonl", 10)
-    process.send_signal(number)
-    _, errors = process.communicate()
-    assert (
-        process.returncode == 130
-        and f"Go on with: loralab train {run.name} --resume" in errors
-        and "Traceback" not in errors
-    )
+    process.signal(number)
+    assert process.wait() == 130 and "Traceback" not in process.errors
+    assert f"Go on with: loralab train {run.name} --resume" in process.errors
     done = len(read_lines(run / "metrics.jsonl"))
     assert (run / f"checkpoints/step-{done:08}").is_dir(), "the very last step is kept"
     loralab(workshop, "train", run.name, "--resume")
@@ -135,16 +123,15 @@ def test_a_polite_stop_saves_and_says_how_to_go_on(number: signal.Signals, works
 def test_a_full_disk_leaves_the_last_checkpoint(workshop: Path, uninterrupted: Path) -> None:
     """A limit on the size of files stands for the disk: no further checkpoint fits."""
     run = workshop / "full-disk"
-    process = start(workshop, "train", "tiny.yaml", *LONG, "--out", run.name)
+    process = Process(workshop, ("train", "tiny.yaml", *LONG, "--out", run.name))
     wait_for_step(process, run / "metrics.jsonl", 6)
-    process.send_signal(signal.SIGINT)
-    process.communicate()
+    process.signal(signal.SIGINT)
+    process.wait()
     before = sorted(file.name for file in (run / "checkpoints").iterdir())
-    code = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (30_000, 30_000)); from loralab.cli import main; main()"
-    command = [sys.executable, "-c", code, "train", run.name, "--resume"]
-    done = subprocess.run(command, cwd=workshop, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "A checkpoint could not be written" in done.stderr and "Make room and go on with --resume" in done.stderr
+    process = Process(workshop, ("train", run.name, "--resume"), file_size=30_000)
+    assert process.wait() == 2 and "Traceback" not in process.errors
+    assert "A checkpoint could not be written" in process.errors
+    assert "Make room and go on with --resume" in process.errors
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == before
     loralab(workshop, "train", run.name, "--resume")
     same(run, uninterrupted)
@@ -152,11 +139,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(workshop: Path, uninterrupted: P
 
 def test_a_second_process_and_other_rows_are_refused(workshop: Path) -> None:
     shutil.copytree(workshop / "data", workshop / "rows")
-    process = start(workshop, "train", "tiny.yaml", *LONG, "data.name=rows", "--out", "busy")
+    process = Process(workshop, ("train", "tiny.yaml", *LONG, "data.name=rows", "--out", "busy"))
     wait_for_step(process, workshop / "busy/metrics.jsonl", 2)
     assert "Another process is at work in busy" in loralab(workshop, "train", "busy", "--resume", code=2).stderr
-    process.kill()
-    process.communicate()
+    process.signal(signal.SIGKILL)
+    process.wait()
     with FileLock(workshop / "busy/.lock", timeout=0):
         pass  # the dead process holds nothing
     rows = workshop / "rows/train.jsonl"
@@ -174,11 +161,12 @@ def test_resume_wants_the_same_recipe(workshop: Path, uninterrupted: Path) -> No
 
 def test_a_comparison_goes_on_where_it_was_stopped(workshop: Path) -> None:
     out = workshop / "compared"
-    process = start(workshop, "compare", "tiny.yaml", "training.epochs=10", "training.save_every=2", "--out", out.name)
+    process = Process(
+        workshop, ("compare", "tiny.yaml", "training.epochs=10", "training.save_every=2", "--out", out.name)
+    )
     wait_for_step(process, out / "lora-4/metrics.jsonl", 5)
-    process.send_signal(signal.SIGTERM)  # a background shell may have taught its children to ignore Ctrl-C
-    _, errors = process.communicate()
-    assert process.returncode == 130 and "Go on with: loralab compare compared --resume" in errors
+    process.signal(signal.SIGTERM)  # a background shell may have taught its children to ignore Ctrl-C
+    assert process.wait() == 130 and "Go on with: loralab compare compared --resume" in process.errors
     before = (out / "zero-shot/record.json").stat().st_mtime_ns
     results: dict[str, Any] = json.loads(loralab(workshop, "compare", out.name, "--resume", "--json").stdout)
     assert [row["variant"] for row in results["rows"] if not row.get("failed")][:3] == ["zero-shot", "lora-4", "full"]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import subprocess
-import sys
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from processes import Process
 from tiny import make_bart, make_t5
 
 PROMPT = "Summarize: {dialogue}\nSummary: "
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def furnish(place: Path, data_folder: Path) -> Path:
@@ -55,16 +53,17 @@ def furnish(place: Path, data_folder: Path) -> Path:
     return place
 
 
-def loralab(place: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "loralab", *arguments],
-        cwd=place,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
+@dataclass(frozen=True)
+class Done:
+    """What a command has printed."""
+
+    stdout: str
+    stderr: str
+
+
+def loralab(place: Path, *arguments: str, code: int = 0) -> Done:
+    process = Process(place, arguments)
+    assert process.wait() == code, process.errors
+    done = Done(process.output, process.errors)
     assert "Traceback" not in done.stderr
     return done

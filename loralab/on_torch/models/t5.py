@@ -27,6 +27,7 @@ from loralab.on_torch.models.t5_layers import (
     FeedForwardLayer,
     RMSNorm,
     SelfAttentionLayer,
+    embedding,
     relative_buckets,
 )
 
@@ -122,7 +123,7 @@ class T5(nn.Module):
         """`own_head`: a separate output matrix; by default where the config unties it (a checkpoint's file decides when loading)."""
         super().__init__()
         self.config = config
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.shared = embedding(config.vocab_size, config.d_model)
         self.encoder = Encoder(config, config.num_layers, decoder=False)
         self.decoder = Decoder(config, config.num_decoder_layers, decoder=True)
         own_head = not config.tie_word_embeddings if own_head is None else own_head

@@ -17,6 +17,11 @@ from loralab.on_torch.dropout import Dropout
 from loralab.on_torch.linear import project
 
 
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """Without values yet. Those that nn.Embedding begins with take PyTorch's compiler on the meta device, whose import takes a second."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) · weight, statistics in fp32."""
 
@@ -42,7 +47,7 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.d_model, inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
         if position_bias:
-            self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+            self.relative_attention_bias = embedding(config.relative_attention_num_buckets, config.num_heads)
 
     def forward(self, x_BQD: Tensor, bias_BHQQ: Tensor | None) -> Tensor:
         """Self-attention."""

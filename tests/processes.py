@@ -1,0 +1,84 @@
+"""`loralab ...` in a process of its own, forked from a server that has imported the libraries already.
+
+It has its own process id, streams, folder and end, by exit or by signal, as one that a shell starts; but it is there at
+once, and not after the seconds of importing. Processes that a comparison starts are started as ever.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["preload"])
+STREAMS = Path(tempfile.mkdtemp(prefix="loralab-tests-"))
+atexit.register(shutil.rmtree, STREAMS, ignore_errors=True)
+
+
+class Process:
+    """One command at work. `wait` gives its end, `output` and `errors` what it has written so far."""
+
+    def __init__(self, place: Path, arguments: tuple[str, ...], file_size: int | None = None) -> None:
+        """`file_size`: bytes that no file may exceed, which stands for a full disk."""
+        number = len(os.listdir(STREAMS))
+        self._files = STREAMS / f"{number} stdout", STREAMS / f"{number} stderr"
+        for file in self._files:
+            file.touch()
+        given = (dict(os.environ), self._files, file_size)
+        self._process = SERVER.Process(target=_run, args=(place, arguments, *given), daemon=True)
+        self._process.start()
+
+    def running(self) -> bool:
+        return self._process.is_alive()
+
+    def signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def wait(self) -> int:
+        """The exit code; of one that a signal ended, the signal's number with a minus."""
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+    @property
+    def output(self) -> str:
+        return self._files[0].read_text(encoding="utf-8")
+
+    @property
+    def errors(self) -> str:
+        return self._files[1].read_text(encoding="utf-8")
+
+
+def wait_for_step(process: Process, log: Path, step: int) -> None:
+    """Until metrics.jsonl has more than this many lines, or the process has ended."""
+    while process.running() and not (log.exists() and log.read_bytes().count(b"\n") > step):
+        time.sleep(0.005)
+
+
+def _run(
+    place: Path,
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    streams: tuple[Path, Path],
+    file_size: int | None,
+) -> None:
+    os.chdir(place)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in ((0, os.devnull), (1, streams[0]), (2, streams[1])):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    sys.stdin = open(0, encoding="utf-8")  # multiprocessing has closed it  # noqa: SIM115
+    sys.argv = ["loralab", *arguments]
+    from loralab.cli import main
+
+    main()
