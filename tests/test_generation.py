@@ -20,7 +20,7 @@ from loralab import LoRASpec, UserError, attach, generate, load_model
 from loralab.decoding import Decoding
 from loralab.on_torch.generate import generate_ids, pad
 from loralab.on_torch.models.t5 import T5
-from loralab.on_torch.models.t5_decoding import next_logits, start
+from loralab.on_torch.models.t5_decoding import start
 
 
 def expected(
@@ -127,7 +127,7 @@ def test_equal_scores_are_ordered_as_transformers_orders_them(beams: int, tmp_pa
     weights["lm_head.weight"] = head[: len(head) // 4].repeat_interleave(4, 0)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     mine, other, sources = ours(folder), theirs(folder), random_sources(12)
-    logits = next_logits(mine, torch.tensor([0]), start(mine, torch.tensor(sources[:1]), None, 1))
+    logits = start(mine, torch.tensor(sources[:1]), None, 1).next_logits(torch.tensor([0]))
     assert torch.equal(logits[:, 0::4], logits[:, 3::4])
     assert generate_ids(mine, sources, Decoding(max_new_tokens=12, beams=beams), 0) == expected(
         other, sources, 12, beams
@@ -156,7 +156,7 @@ def test_the_sources_keys_and_values_are_never_copied_for_a_beam(tmp_path: Path)
     assert all(len(tensor) == 3 for pair in cache.cross for tensor in pair)
     assert all(len(tensor) == 12 for pair in cache.own for tensor in pair)
     for _ in range(3):
-        assert next_logits(model, torch.randint(2, 120, (12,)), cache).shape == (12, 120)
+        assert cache.next_logits(torch.randint(2, 120, (12,))).shape == (12, 120)
         cache.reorder(torch.randint(0, 4, (12,)) + torch.arange(3).repeat_interleave(4) * 4)
     assert before == [tensor.data_ptr() for pair in cache.cross for tensor in pair]
 
@@ -167,7 +167,7 @@ def test_steps_with_beams_equal_one_pass_over_the_whole_target(tmp_path: Path) -
     ids, mask = pad(random_sources(2), 0, CPU)
     targets = torch.randint(2, 120, (2 * beams, steps))
     cache = start(model, ids, mask, steps, beams)
-    stepwise = torch.stack([next_logits(model, targets[:, step], cache) for step in range(steps)], 1)
+    stepwise = torch.stack([cache.next_logits(targets[:, step]) for step in range(steps)], 1)
     repeated: tuple[Tensor, Tensor] = (ids.repeat_interleave(beams, 0), mask.repeat_interleave(beams, 0))
     torch.testing.assert_close(stepwise, model(*repeated, decoder_input_ids=targets).logits)
 

@@ -3,11 +3,12 @@ data."""
 
 from __future__ import annotations
 
-from loralab.families import bert, distilbert, t5
+from loralab.families import bert, distilbert, gpt2, t5
 
 # Where LoRA goes when a recipe names no rules, by Hugging Face's `model_type`.
 DEFAULT_RULES: dict[str, tuple[str, ...]] = {
     "t5": t5.DEFAULT_RULES,
+    "gpt2": gpt2.DEFAULT_RULES,
     "bert": bert.DEFAULT_RULES,
     "distilbert": distilbert.DEFAULT_RULES,
 }
@@ -18,7 +19,7 @@ HEADS: dict[str, tuple[str, ...]] = {"bert": bert.HEAD, "distilbert": distilbert
 # And in any other family of Transformers': the queries and values of attention, under the first names that it has.
 ATTENTION_RULES: tuple[tuple[str, ...], ...] = (
     ("q_proj", "v_proj"),  # Llama, Mistral, Qwen, Gemma, OPT, BART, …
-    ("c_attn",),  # GPT-2: q, k and v in one matrix
+    ("c_attn",),  # GPT-BigCode and other relatives of GPT-2: q, k and v in one matrix
     ("query_key_value",),  # GPT-NeoX, BLOOM, Falcon
     ("qkv_proj",),  # Phi-3, CodeGen
     ("Wqkv",),  # MPT

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from loralab import adapter as files
 from loralab.adapter import AdapterFiles
@@ -102,6 +103,11 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: attachment.originals.get(name, parameter) for name, parameter in found.items()}
 
 
+def _as_stored(model: nn.Module, name: str, parameter: Tensor) -> Tensor:
+    """The matrix as the files have it: of our GPT-2 it was turned on the way in."""
+    return parameter.T if name.endswith(getattr(model, "turned", ())) else parameter
+
+
 def model_type(model: nn.Module) -> str:
     """Hugging Face's name of the architecture."""
     return str(getattr(getattr(model, "config", None), "model_type", ""))
@@ -109,7 +115,7 @@ def model_type(model: nn.Module) -> str:
 
 def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> Fingerprint:
     """The fingerprint of the model's base; of the parameters of these names alone, as far as the base has them."""
-    parameters = base_parameters(model)
+    parameters = {name: _as_stored(model, name, parameter) for name, parameter in base_parameters(model).items()}
     if names is not None:
         parameters = {name: parameters[name] for name in names if name in parameters}
 
@@ -311,7 +317,10 @@ class Adapter:
             },
             tuned={name: _array(parameter) for name, parameter in self.tuned.items()},
             embeddings=frozenset(target for target in self.updates if isinstance(modules[target], nn.Embedding)),
-            transposed=any(isinstance(modules[target], LINEAR[1]) for target in self.updates),
+            transposed=any(
+                isinstance(modules[target], Conv1D) or f"{target}.weight".endswith(getattr(self.model, "turned", ()))
+                for target in self.updates
+            ),
             base_name=base_name,
             task_type=task_type(self.model, self.tuned),
             card={"format": 1, "base": {"name": base_name, "fingerprint": self._fingerprint()}, **self.card},
@@ -339,6 +348,8 @@ def task_type(model: nn.Module, tuned: Iterable[str]) -> str | None:
     """PEFT's name for what the model does. Under SEQ_CLS it expects the head in the file, so without the head it is None."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return "SEQ_2_SEQ_LM"
+    if ours := getattr(model, "peft_task", None):
+        return str(ours)
     kind = type(model).__name__
     if kind.endswith("ForSequenceClassification"):
         return "SEQ_CLS" if any(re.fullmatch(r"(classifier|score)\.(.*\.)?weight", name) for name in tuned) else None

@@ -1,4 +1,4 @@
-"""softmax(q kᵀ + bias) v, by the path that is fastest where it runs.
+"""softmax(scale · q kᵀ + bias) v, by the path that is fastest where it runs.
 
 PyTorch's own kernel serves, but for two cases on a CPU: with dropout it falls back to slow coins (dropout.py), and for
 few queries (a step of generation: one of each beam) in bf16 it takes two to five times as long as two plain products.
@@ -15,13 +15,27 @@ from loralab.on_torch.dropout import drop
 FEW = 8  # queries; in fp32 both ways take the same time up to there
 
 
-def attention(q_BHQE: Tensor, k_BHKE: Tensor, v_BHKE: Tensor, bias_BHQK: Tensor | None, rate: float) -> Tensor:
-    """[B, H, Q, E]. No 1/√E; `rate` of the weights are dropped."""
+def attention(
+    q_BHQE: Tensor,
+    k_BHKE: Tensor,
+    v_BHKE: Tensor,
+    bias_BHQK: Tensor | None,
+    rate: float,
+    scale: float = 1.0,
+    causal: bool = False,
+) -> Tensor:
+    """[B, H, Q, E]. `rate` of the weights are dropped. `causal`, in the place of a bias: no query sees the keys behind it."""
+    assert not causal or (bias_BHQK is None and q_BHQE.shape[2] == k_BHKE.shape[2])
     on_cpu, few = q_BHQE.device.type == "cpu", q_BHQE.shape[2] <= FEW
     if not (on_cpu and (rate or few)):
-        return F.scaled_dot_product_attention(q_BHQE, k_BHKE, v_BHKE, bias_BHQK, dropout_p=rate, scale=1.0)
-    scores_BHQK = q_BHQE @ k_BHKE.transpose(-1, -2)
+        return F.scaled_dot_product_attention(
+            q_BHQE, k_BHKE, v_BHKE, bias_BHQK, dropout_p=rate, is_causal=causal, scale=scale
+        )
+    scores_BHQK = (q_BHQE if scale == 1.0 else q_BHQE * scale) @ k_BHKE.transpose(-1, -2)
     if bias_BHQK is not None:
         scores_BHQK = scores_BHQK + bias_BHQK
+    if causal and q_BHQE.shape[2] > 1:
+        later_QK = torch.ones(scores_BHQK.shape[-2:], dtype=torch.bool, device=q_BHQE.device).triu(1)
+        scores_BHQK = scores_BHQK.masked_fill(later_QK, -torch.inf)
     weights_BHQK = torch.softmax(scores_BHQK, -1)  # in bf16 too it sums in fp32 and rounds once, at the end
     return drop(weights_BHQK, rate) @ v_BHKE

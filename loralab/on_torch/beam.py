@@ -1,11 +1,12 @@
-"""Beam search with our T5: Transformers' scores, stopping rules and order of ties (its version 5).
+"""Beam search with our own models: Transformers' scores, stopping rules and order of ties (its version 5).
 
 A hypothesis is scored by the sum of its tokens' log-probabilities; once it has ended, by that sum / length^penalty.
-At each step the 2M best continuations of a source's M open hypotheses are looked at. Those among the first M that end
-become finished ones, of which the M best are kept; the best M that go on stay open. Equal scores are ordered as
-`torch.topk` orders them over the same candidates, in all three choices.
+At each step the 2M best continuations of a source's M open hypotheses are looked at (with k > 1 tokens that may end a
+text (1 + k) M of them). Those among the first M that end become finished ones, of which the M best are kept; the best M
+that go on stay open. Equal scores are ordered as `torch.topk` orders them over the same candidates, in all three
+choices.
 
-Shapes:  B sources   M beams   V vocabulary   L the longest answer and the start token
+Shapes:  B sources   M beams   V vocabulary   C tokens before the answer
 """
 
 from __future__ import annotations
@@ -13,38 +14,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from loralab.data.stopping import Stops
 from loralab.decoding import Decoding
-from loralab.on_torch.decode import LEAVING, until
+from loralab.on_torch.decode import LEAVING, begin, until
+from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
-from loralab.on_torch.models.t5_decoding import next_logits, start
 from loralab.on_torch.sampling import penalised
 
 NEVER = -1e9  # the score of what must not be chosen; Transformers' number, as sums with it may be compared
 
 
 @torch.inference_mode()
-def beam_search(model: T5, input_ids: Tensor, attention_mask: Tensor, decoding: Decoding) -> list[list[int]]:
+def beam_search(
+    model: T5 | GPT2, input_ids: Tensor, attention_mask: Tensor, decoding: Decoding, stops: Stops | None = None
+) -> list[list[int]]:
     """The best finished hypothesis of each source, as ids without the end token.
 
     Args:
-        input_ids, attention_mask: [B, S], padded on the right.
+        input_ids, attention_mask: [B, S], padded on the right, or on the left for GPT-2.
+        stops: texts with which a hypothesis ends too; it keeps the token that completes one.
     """
-    end = model.config.eos_token_id
-    cache = start(model, input_ids, attention_mask, decoding.max_new_tokens, decoding.beams)
-    beams = Beams(input_ids, model.config.decoder_start_token_id, end, decoding)
-    answers = input_ids.new_full((len(input_ids), decoding.max_new_tokens), end)
+    memory = begin(model, input_ids, attention_mask, decoding.max_new_tokens, decoding.beams)
+    beams = Beams(memory.context, model.ends, decoding, stops)
+    answers = input_ids.new_full((len(input_ids), decoding.max_new_tokens), model.ends[0])
     rows = torch.arange(len(input_ids), device=input_ids.device)
     ended = torch.zeros_like(rows, dtype=torch.bool)
     while True:
-        logits = next_logits(model, beams.written[:, :, beams.length].flatten(), cache)
-        cache.reorder(beams.extend(logits))
+        logits = memory.next_logits(beams.last().flatten())
+        memory.reorder(beams.extend(logits))
         just = beams.ended() & ~ended
-        answers[rows[just]] = beams.finished[just, 0, 1:]
+        answers[rows[just]] = beams.finished[just, 0, beams.begun :]
         ended |= just
         if (count := int(ended.sum())) == len(ended):
-            return [until(answer, (end,)) for answer in answers.tolist()]
+            return [until(answer, model.ends) for answer in answers.tolist()]
         if count * LEAVING >= len(ended):
-            cache.keep(~ended)
+            memory.keep(~ended)
             beams.keep(~ended)
             rows, ended = rows[~ended], ended[~ended]
 
@@ -52,34 +56,47 @@ def beam_search(model: T5, input_ids: Tensor, attention_mask: Tensor, decoding: 
 class Beams:
     """The open and the finished hypotheses of each source of a batch, each best first."""
 
-    def __init__(self, input_ids: Tensor, first: int, end: int, decoding: Decoding) -> None:
-        shape = (len(input_ids), decoding.beams)
-        self.decoding, self.end, self.length = decoding, end, 0
-        self.written = input_ids.new_full((*shape, decoding.max_new_tokens + 1), end)
-        self.written[:, :, 0] = first
-        self.scores = torch.zeros(shape, device=input_ids.device)
+    def __init__(self, context_BC: Tensor, ends: tuple[int, ...], decoding: Decoding, stops: Stops | None) -> None:
+        shape = (len(context_BC), decoding.beams)
+        self.decoding, self.stops, self.length, self.begun = decoding, stops, 0, context_BC.shape[1]
+        self.ends = torch.tensor(ends, device=context_BC.device)
+        self.written = context_BC.new_full((*shape, self.begun + decoding.max_new_tokens), ends[0])
+        self.written[:, :, : self.begun] = context_BC[:, None]
+        self.scores = torch.zeros(shape, device=context_BC.device)
         self.scores[:, 1:] = NEVER  # all begin alike: only the first has continuations of worth
         self.finished = self.written.clone()
         self.finished_scores = torch.full_like(self.scores, NEVER)
         self.is_finished = torch.zeros_like(self.scores, dtype=torch.bool)
 
+    def last(self) -> Tensor:
+        """The last token of each open hypothesis, [B, M]."""
+        return self.written[:, :, self.begun + self.length - 1]
+
     def extend(self, logits_NV: Tensor) -> Tensor:
         """Goes on by one token; returns which hypotheses the open ones continue, [B·M], for the cache."""
         sources, beams, _ = self.written.shape
-        so_far = self.written[:, :, : self.length + 1].flatten(0, 1)
+        so_far = self.written[:, :, : self.begun + self.length].flatten(0, 1)
         log_probabilities = penalised(logits_NV.log_softmax(-1), so_far, self.decoding.repetition_penalty)
         totals = log_probabilities.view(sources, beams, -1) + self.scores[:, :, None]
-        scores, places = totals.flatten(1).topk(2 * beams)
+        scores, places = totals.flatten(1).topk(max(2, 1 + len(self.ends)) * beams)
         parents, tokens = places // logits_NV.shape[-1], places % logits_NV.shape[-1]
         self.length += 1
         written = _pick(self.written, parents)
-        written[:, :, self.length] = tokens
-        ends = (tokens == self.end) | (self.length == self.decoding.max_new_tokens)
+        written[:, :, self.begun + self.length - 1] = tokens
+        ends = torch.isin(tokens, self.ends) | (self.length == self.decoding.max_new_tokens) | self._stopped(written)
         self._finish(written, scores, ends)
         self.scores, chosen = (scores + NEVER * ends).topk(beams)
         self.written = _pick(written, chosen)
         first = torch.arange(sources, device=scores.device)[:, None] * beams
         return (first + _pick(parents, chosen)).flatten()
+
+    def _stopped(self, written: Tensor) -> Tensor:
+        """Which candidates, [B, 2M], have just completed a stop text."""
+        if self.stops is None:
+            return torch.zeros_like(written[:, :, 0], dtype=torch.bool)
+        end = self.begun + self.length
+        tails = written[:, :, max(self.begun, end - self.stops.window) : end].flatten(0, 1)
+        return torch.tensor(self.stops.met(tails.tolist()), device=written.device).view(written.shape[:2])
 
     def _finish(self, written: Tensor, scores: Tensor, ends: Tensor) -> None:
         """Takes up the candidates that end, [B, 2M], where they are better than the finished ones."""

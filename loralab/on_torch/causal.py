@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loralab.on_torch import loss
-from loralab.on_torch.models.t5 import IGNORED
+from loralab.on_torch.models.gpt2 import GPT2
+from loralab.on_torch.models.output import IGNORED
 
 _PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -40,6 +41,9 @@ def positions(model: nn.Module) -> int | None:
 
 def stop_at(model: nn.Module, token: int | None) -> None:
     """Makes the model's own `generate` stop at this token too, also after it has been saved."""
+    if isinstance(model, GPT2):
+        model.ends = tuple(dict.fromkeys([*model.ends, *([] if token is None else [token])]))
+        return
     config: Any = model.generation_config
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if token not in ends:
@@ -68,8 +72,13 @@ def inputs_of(model: nn.Module, source_ids: Tensor, source_mask: Tensor, labels:
     """What the model's forward takes, of either kind, to give logits for these rows."""
     if is_causal(model):
         ids, mask, _ = join(source_ids, source_mask, labels)
-        return {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        return {"input_ids": ids, "attention_mask": mask, **without_cache(model)}
     return {"input_ids": source_ids, "attention_mask": source_mask, "labels": labels}
+
+
+def without_cache(model: nn.Module) -> dict[str, bool]:
+    """What keeps a model's forward from remembering keys and values; ours never does."""
+    return {} if isinstance(model, GPT2) else {"use_cache": False}
 
 
 def token_losses(
@@ -77,6 +86,8 @@ def token_losses(
 ) -> Tensor:
     """Cross-entropy in nats of each real target token, [N], row by row."""
     ids, mask, following = join(source_ids, source_mask, labels)
+    if isinstance(model, GPT2):
+        return model.token_losses(ids, mask, following, smoothing)
     predicts = following != IGNORED
     head = model.get_output_embeddings()  # type: ignore[operator]
 

@@ -1,4 +1,4 @@
-"""Writing with our T5: greedy or by draws, a batch at a time. beam.py searches.
+"""Writing with our own models: greedy or by draws, a batch at a time. beam.py searches.
 
 The source is read once. A row that has ended leaves the batch, together with others: each leaving copies the cache.
 """
@@ -6,55 +6,91 @@ The source is read once. A row that has ended leaves the batch, together with ot
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from loralab.data.stopping import Stops
 from loralab.decoding import Decoding
+from loralab.on_torch.models import gpt2_decoding, t5_decoding
+from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
-from loralab.on_torch.models.t5_decoding import next_logits, start
 from loralab.on_torch.sampling import Draws, penalised
 
 LEAVING = 8  # one in so many rows of a batch must have ended before they leave
 
 
+class Memory(Protocol):
+    """What a model keeps of a batch of B sources between tokens, each with M hypotheses: N = B · M of them.
+
+    `context`: [B, C], what counts as written before the first token: a start token, or the prompt. The first step is
+    given the last of it.
+    """
+
+    context: Tensor
+
+    def next_logits(self, tokens_N: Tensor) -> Tensor:
+        """Logits [N, V] in fp32 of the token after these, which are remembered."""
+
+    def keep(self, sources: Tensor) -> None:
+        """Drops every source but these, with all its hypotheses."""
+
+    def reorder(self, hypotheses: Tensor) -> None:
+        """Puts at each place the hypothesis of this number, [N]; they are of the same source."""
+
+
+def begin(model: T5 | GPT2, input_ids: Tensor, attention_mask: Tensor, max_length: int, beams: int = 1) -> Memory:
+    """Reads the sources [B, S], after which up to `max_length` tokens can be written."""
+    if isinstance(model, T5):
+        return t5_decoding.start(model, input_ids, attention_mask, max_length, beams)
+    return gpt2_decoding.Cache(model, input_ids, attention_mask, max_length, beams)
+
+
 @torch.inference_mode()
 def decode(
-    model: T5,
+    model: T5 | GPT2,
     input_ids: Tensor,
     attention_mask: Tensor,
     decoding: Decoding,
     rows: Sequence[int],
     on_token: Callable[[int], None] | None = None,
+    stops: Stops | None = None,
 ) -> list[list[int]]:
     """Answers to a batch, as ids without the end token.
 
     Args:
-        input_ids, attention_mask: [B, S], padded on the right.
+        input_ids, attention_mask: [B, S], padded on the right, or on the left for GPT-2.
         rows: the places of these sources in the whole call, of which their draws are made.
         on_token: hears each token as it is written; for a batch of one.
+        stops: texts with which an answer ends too; it keeps the token that completes one.
     """
-    end = model.config.eos_token_id
-    cache = start(model, input_ids, attention_mask, decoding.max_new_tokens)
+    end, ends = model.ends[0], torch.tensor(model.ends, device=input_ids.device)
+    memory = begin(model, input_ids, attention_mask, decoding.max_new_tokens)
     draws = Draws(decoding, rows) if decoding.sample else None
-    written = input_ids.new_full((len(input_ids), decoding.max_new_tokens + 1), end)
-    written[:, 0] = model.config.decoder_start_token_id
+    begun = memory.context.shape[1]
+    room = memory.context.new_full((len(input_ids), decoding.max_new_tokens), end)
+    written = torch.cat([memory.context, room], 1)
     open_rows = torch.arange(len(input_ids), device=input_ids.device)
     ended = torch.zeros_like(open_rows, dtype=torch.bool)
     for step in range(decoding.max_new_tokens):
-        logits = next_logits(model, written[open_rows, step], cache)
-        logits = penalised(logits, written[open_rows, : step + 1], decoding.repetition_penalty)
+        place = begun + step
+        logits = memory.next_logits(written[open_rows, place - 1])
+        logits = penalised(logits, written[open_rows, :place], decoding.repetition_penalty)
         tokens = logits.argmax(-1) if draws is None else draws(logits, open_rows, step)
-        written[open_rows, step + 1] = tokens.masked_fill(ended, end)
-        ended |= tokens == end
+        written[open_rows, place] = tokens.masked_fill(ended, end)
+        ended |= torch.isin(tokens, ends)
+        if on_token is not None and not ended[0]:
+            on_token(int(tokens[0]))
+        if stops is not None:
+            tails = written[open_rows, max(begun, place + 1 - stops.window) : place + 1]
+            ended |= torch.tensor(stops.met(tails.tolist()), device=ended.device)
         if (count := int(ended.sum())) == len(ended):
             break
-        if on_token is not None:
-            on_token(int(tokens[0]))
         if count * LEAVING >= len(ended):
-            cache.keep(~ended)
+            memory.keep(~ended)
             open_rows, ended = open_rows[~ended], ended[~ended]
-    return [until(row, (end,)) for row in written[:, 1:].tolist()]
+    return [until(row, model.ends) for row in written[:, begun:].tolist()]
 
 
 def until(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:

@@ -1,6 +1,6 @@
 """Writing text: sources are sorted into batches of like length; each model is asked in its own way.
 
-Our T5 writes by decode.py and beam.py, every other model by its own `generate` (transformers_generate.py).
+Our T5 and GPT-2 write by decode.py and beam.py, every other model by its own `generate` (transformers_generate.py).
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from loralab.data.stopping import Stops
 from loralab.decoding import Decoding
 from loralab.errors import UserError
 from loralab.on_torch.beam import beam_search
 from loralab.on_torch.decode import decode
+from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.transformers_generate import transformers_decode
 
@@ -32,12 +34,14 @@ def generate_ids(
     pad_id: int,
     on_done: Callable[[int], None] | None = None,
     on_token: Callable[[int], None] | None = None,
+    stops: Stops | None = None,
 ) -> list[list[int]]:
     """Answers to encoded sources, in their order.
 
     Args:
         on_done: hears how many sources are done.
         on_token: hears each token as it is written; for a single source, and no beam search.
+        stops: texts with which an answer ends; it keeps the token that completes one.
     """
     assert on_token is None or (len(sources) == 1 and decoding.beams == 1)
     was_training = model.training
@@ -48,7 +52,7 @@ def generate_ids(
         room = len(sources[order[0]]) + decoding.beams * decoding.max_new_tokens
         count = max(1, TOKENS_PER_BATCH // room)
         rows, order = order[:count], order[count:]
-        for row, tokens in zip(rows, _answer(model, sources, rows, decoding, pad_id, on_token), strict=True):
+        for row, tokens in zip(rows, _answer(model, sources, rows, decoding, pad_id, on_token, stops), strict=True):
             answers[row] = tokens
         if on_done is not None:
             on_done(len(sources) - len(order))
@@ -63,16 +67,17 @@ def _answer(
     decoding: Decoding,
     pad_id: int,
     on_token: Callable[[int], None] | None,
+    stops: Stops | None,
 ) -> list[list[int]]:
     """Answers to one batch."""
     batch, device = [sources[row] for row in rows], next(model.parameters()).device
-    if not isinstance(model, T5):
-        side: Any = "right" if model.config.is_encoder_decoder else "left"  # type: ignore[union-attr]
-        return transformers_decode(model, *pad(batch, pad_id, device, side), decoding, rows, on_token)
-    ids, mask = pad(batch, pad_id, device)
+    side: Any = "right" if model.config.is_encoder_decoder else "left"  # type: ignore[union-attr]
+    ids, mask = pad(batch, pad_id, device, side)
+    if not isinstance(model, T5 | GPT2):
+        return transformers_decode(model, ids, mask, decoding, rows, on_token, stops)
     if decoding.beams > 1:
-        return beam_search(model, ids, mask, decoding)
-    return decode(model, ids, mask, decoding, rows, on_token)
+        return beam_search(model, ids, mask, decoding, stops)
+    return decode(model, ids, mask, decoding, rows, on_token, stops)
 
 
 def pad(

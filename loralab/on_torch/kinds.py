@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from loralab.errors import ModelError, nearest
+from loralab.on_torch.causal import without_cache
 from loralab.on_torch.load import read_config
 
 # Keys of config.json that models of pictures and of sound have.
@@ -95,7 +96,7 @@ def _instead(model_type: str) -> str:
 def check_looks_back(model: nn.Module) -> None:
     """Raises ModelError where a decoder-only model sees later tokens (a BERT without `is_decoder`), which would tell it the answer."""
     ids = torch.tensor([[0, 1], [0, 2]], device=next(model.parameters()).device)
-    first, second = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, 0]
+    first, second = model(input_ids=ids, attention_mask=torch.ones_like(ids), **without_cache(model)).logits[:, 0]
     if not torch.allclose(first, second, atol=1e-3 * float(first.abs().max())):
         raise ModelError(
             f"{type(model).__name__} sees the tokens that follow, so that it would read each target instead of learning it. "

@@ -1,6 +1,6 @@
 """Base models: from a folder in Hugging Face's layout, or a hub id, to a model in memory; and back to a folder.
 
-T5 is ours (models/t5.py). Every other architecture is Transformers' own class. Weights are read tensor by tensor, cast
+T5 and GPT-2 are ours (models/). Every other architecture is Transformers' own class. Weights are read tensor by tensor, cast
 on the way in, and each key of the files is used exactly once; a folder with a missing or damaged shard fails before
 anything is loaded.
 """
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from loralab import embedded
 from loralab.errors import ModelError
+from loralab.families import gpt2
 from loralab.families.t5 import COPIES_OF_SHARED, UNUSED_KEYS, parse_config
 from loralab.on_torch.device import choose_device, choose_dtype
+from loralab.on_torch.models.gpt2 import GPT2, drop_tied_head, from_files, to_files
 from loralab.on_torch.models.t5 import T5
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "package:"
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -58,6 +61,8 @@ def load_weights(folder: Path, dtype: torch.dtype | None, device: torch.device) 
         "architectures", ["T5ForConditionalGeneration"]
     ):
         return load_t5(folder, config, dtype, device)
+    if gpt2.is_plain(config):
+        return load_gpt2(folder, config, dtype, device)
     return _load_with_transformers(folder, config, dtype, device)
 
 
@@ -70,6 +75,29 @@ def load_t5(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, dev
     _check_tensors(model, tensors, folder)
     model.load_state_dict(tensors, assign=True)
     return model.eval()
+
+
+def load_gpt2(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, device: torch.device) -> GPT2:
+    """Our GPT-2 with the folder's weights, under OpenAI's or Hugging Face's names; the tokens that end a text are those of
+    generation_config.json, or the config's."""
+    settings = gpt2.parse_config(config)
+    weights = from_files(read_weights(folder), settings)
+    tensors = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in weights}
+    drop_tied_head(tensors, settings)
+    with torch.device("meta"):
+        model = GPT2(settings)
+    _check_tensors(model, tensors, folder)
+    model.load_state_dict(tensors, assign=True)
+    model.ends = _ends(folder) or model.ends
+    return model.eval()
+
+
+def _ends(folder: Path) -> tuple[int, ...]:
+    """The tokens that end a text by generation_config.json; none where it says nothing."""
+    if not (folder / GENERATION).exists():
+        return ()
+    ends = _read_json(folder / GENERATION).get("eos_token_id")
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
 
 def _drop_copies(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -293,10 +321,13 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 def save_model(model: nn.Module, folder: Path, source: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Writes the model in Hugging Face's layout. Our own families take config.json from `source`, the folder that they were read from."""
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, T5):
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if isinstance(model, T5 | GPT2):
+        named = to_files(model.state_dict()) if isinstance(model, GPT2) else model.state_dict()
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
         _copy_configs(source, folder, dtype=str(next(iter(weights.values())).dtype).removeprefix("torch."))
+        if isinstance(model, GPT2):
+            _write_ends(model.ends, folder)
     else:
         with quiet_transformers():
             model.save_pretrained(folder)  # type: ignore[operator]
@@ -310,5 +341,12 @@ def _copy_configs(source: Path, folder: Path, dtype: str) -> None:
         if key in config:
             config[key] = dtype
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if (source / "generation_config.json").exists():
-        (folder / "generation_config.json").write_bytes((source / "generation_config.json").read_bytes())
+    if (source / GENERATION).exists():
+        (folder / GENERATION).write_bytes((source / GENERATION).read_bytes())
+
+
+def _write_ends(ends: tuple[int, ...], folder: Path) -> None:
+    """Keeps the tokens at which a chat's answers end."""
+    stored = _read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    stored["eos_token_id"] = list(ends) if len(ends) > 1 else ends[0]
+    (folder / GENERATION).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")

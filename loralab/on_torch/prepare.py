@@ -20,6 +20,7 @@ from loralab.config import Recipe
 from loralab.on_torch.attach import Adapter, attach, attachment_for, install
 from loralab.on_torch.dropout import set_dropout
 from loralab.on_torch.heads import head_modules, head_parameters
+from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.stored import check_fits, continue_from, fill_from, load_adapter
 
@@ -96,6 +97,8 @@ def checkpoint_activations(model: nn.Module) -> None:
     """Makes the model compute its activations again in the backward pass instead of keeping them."""
     if isinstance(model, T5):
         model.encoder.checkpointing = model.decoder.checkpointing = True
+    elif isinstance(model, GPT2):
+        model.transformer.checkpointing = True
     else:
         newer = getattr(model, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
         (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]

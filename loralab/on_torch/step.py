@@ -36,7 +36,8 @@ from loralab.on_torch.kinds import check_kind, check_looks_back
 from loralab.on_torch.load import load_tokenizer, load_weights, model_folder, save_model
 from loralab.on_torch.loss import log_probabilities, smoothed
 from loralab.on_torch.memory import peak_memory
-from loralab.on_torch.models.t5 import IGNORED, T5
+from loralab.on_torch.models.output import IGNORED
+from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.optimizer import Optimizer, random_state, set_random_state
 from loralab.on_torch.prepare import prepare
 from loralab.on_torch.stored import load_adapter

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loralab.data.stopping import Stops
 from loralab.decoding import Decoding
 from loralab.on_torch.decode import until
 from loralab.on_torch.sampling import Draws
@@ -28,6 +29,7 @@ def transformers_decode(
     decoding: Decoding,
     rows: Sequence[int],
     on_token: Heard | None = None,
+    stops: Stops | None = None,
 ) -> list[list[int]]:
     """Answers to a batch, as ids without the prompt, the start and the end token; for the arguments see `decode`.
 
@@ -45,6 +47,7 @@ def transformers_decode(
             early_stopping=decoding.early_stopping,
             repetition_penalty=decoding.repetition_penalty,
             logits_processor=[_Draws(decoding, rows, begun)] if decoding.sample else [],
+            stopping_criteria=[] if stops is None else [_Stopping(stops, begun)],
             streamer=None if on_token is None else _Streamer(on_token, ends),
         )
     return [until(row[begun:].tolist(), ends) for row in output]
@@ -59,6 +62,16 @@ class _Draws:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         tokens = self.draws(scores, torch.arange(len(scores)), input_ids.shape[1] - self.begun)
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
+
+
+class _Stopping:
+    """Ends a row with a stop text. Transformers calls it with every token, and with the candidates of a beam search."""
+
+    def __init__(self, stops: Stops, begun: int) -> None:
+        self.stops, self.begun = stops, begun
+
+    def __call__(self, input_ids: Tensor, _: Tensor, **__: Any) -> Tensor:
+        return torch.tensor(self.stops.met(input_ids[:, self.begun :].tolist()), device=input_ids.device)
 
 
 class _Streamer:

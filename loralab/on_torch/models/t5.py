@@ -11,7 +11,6 @@ Shapes:  B batch   S source length   T target length   Q, K lengths of queries a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from loralab.families.t5 import T5Config
 from loralab.on_torch.dropout import Dropout
 from loralab.on_torch.loss import token_losses
+from loralab.on_torch.models.output import IGNORED, Output
 from loralab.on_torch.models.t5_layers import (
     CrossAttentionLayer,
     FeedForwardLayer,
@@ -30,8 +30,6 @@ from loralab.on_torch.models.t5_layers import (
     embedding,
     relative_buckets,
 )
-
-IGNORED = -100  # a label that stands for padding
 
 
 class Block(nn.Module):
@@ -108,14 +106,6 @@ class Decoder(Stack):
         return self.dropout(self.final_layer_norm(x_BTD))
 
 
-@dataclass
-class Output:
-    """What Hugging Face's forward returns: mean loss per target token (None without labels) and logits [B, T, V]."""
-
-    loss: Tensor | None
-    logits: Tensor
-
-
 class T5(nn.Module):
     """T5ForConditionalGeneration. `forward` is Hugging Face's; training uses `token_losses`, generation t5_decoding.py."""
 
@@ -129,6 +119,11 @@ class T5(nn.Module):
         own_head = not config.tie_word_embeddings if own_head is None else own_head
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False) if own_head else None
         self.name_or_path = ""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+        return (self.config.eos_token_id,)
 
     @property
     def tied_modules(self) -> tuple[str, ...]:

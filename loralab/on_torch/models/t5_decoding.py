@@ -19,14 +19,26 @@ class Cache:
     """The source's keys and values (fixed), and the decoder's own (grown in place), for each block."""
 
     def __init__(
-        self, cross: list[tuple[Tensor, Tensor]], cross_bias_B11S: Tensor | None, bias_1H1L: Tensor, beams: int
+        self,
+        model: T5,
+        cross: list[tuple[Tensor, Tensor]],
+        cross_bias_B11S: Tensor | None,
+        bias_1H1L: Tensor,
+        beams: int,
     ) -> None:
         """`bias_1H1L`: the position biases of the last of all positions towards those before it."""
+        self.model = model
+        self.context = torch.full((len(cross[0][0]), 1), model.config.decoder_start_token_id, device=bias_1H1L.device)
         sources, heads, _, size = cross[0][0].shape
         self.cross, self.cross_bias_B11S, self.bias_1H1L, self.beams = cross, cross_bias_B11S, bias_1H1L, beams
         room = (sources * beams, heads, bias_1H1L.shape[-1], size)
         self.own = [(k.new_empty(room), v.new_empty(room)) for k, v in cross]
         self.length = 0
+
+    def next_logits(self, tokens_N: Tensor) -> Tensor:
+        """Logits [N, V] in fp32 of the token after these."""
+        states_N1D = _step(self.model, self.model.shared(tokens_N)[:, None], self)
+        return self.model.logits(states_N1D[:, 0]).float()
 
     def append(self, block: int, k_NH1E: Tensor, v_NH1E: Tensor) -> tuple[Tensor, Tensor]:
         """Stores one position and returns all so far, [N, H, L, E]."""
@@ -59,13 +71,7 @@ def start(model: T5, input_ids: Tensor, attention_mask: Tensor | None, max_lengt
     pairs = [cross.EncDecAttention.keys_values(encoded_BSD) for _, cross, _ in model.decoder.layers()]
     laid_out = [(k_BHSE.contiguous(), v_BHSE.contiguous()) for k_BHSE, v_BHSE in pairs]  # many steps will read them
     positions = torch.arange(max_length, device=input_ids.device)
-    return Cache(laid_out, bias_B11S, model.decoder.position_bias(positions[-1:], positions), beams)
-
-
-def next_logits(model: T5, tokens_N: Tensor, cache: Cache) -> Tensor:
-    """Logits [N, V] in fp32 of the token after these; extends the cache."""
-    states_N1D = _step(model, model.shared(tokens_N)[:, None], cache)
-    return model.logits(states_N1D[:, 0]).float()
+    return Cache(model, laid_out, bias_B11S, model.decoder.position_bias(positions[-1:], positions), beams)
 
 
 def _step(model: T5, x_N1D: Tensor, cache: Cache) -> Tensor:

@@ -1,0 +1,126 @@
+"""GPT-2 a token at a time: what it remembers of prompts and of what it has written, and one step of it.
+
+With beams a prompt's keys and values stay single: the hypotheses are several queries of one prompt, [B, H, M, E] against
+[B, H, P, E], beside their own few keys, and one softmax goes over both. Without beams both stand in one place.
+
+Shapes:  B prompts   M hypotheses of each   N = B·M, all of them   P tokens of a prompt but its last   L positions so far
+         the rest as in gpt2.py
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from loralab.on_torch.attention import attention
+from loralab.on_torch.models.gpt2 import GPT2, Attention, beside_padding
+
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+class Cache:
+    """Keys and values of each block: those of the prompts, and those of what was written, grown in place."""
+
+    def __init__(self, model: GPT2, input_ids: Tensor, attention_mask: Tensor, max_length: int, beams: int) -> None:
+        """Reads the prompts but for their last tokens, with which the first step begins."""
+        real_BS = attention_mask.bool()
+        self.model, self.beams = model, beams
+        self.context = input_ids.where(real_BS, input_ids[:, -1:])
+        self.positions_N = (real_BS.sum(1) - 1).repeat_interleave(beams)
+        prompts = _read(model, input_ids[:, :-1], attention_mask[:, :-1])
+        hides = not bool(real_BS.all())
+        least = torch.finfo(model.dtype).min
+        bias_B11P = torch.zeros_like(real_BS[:, :-1], dtype=model.dtype).masked_fill(~real_BS[:, :-1], least)
+        self.bias: Tensor | None = bias_B11P[:, None, None] if hides else None
+        """What hides padding: [B, 1, 1, P], with room for what is written where that stands in the same place."""
+        self.shared: Pairs = [(k.contiguous(), v.contiguous()) for k, v in prompts] if beams > 1 else []
+        self.length = 0 if beams > 1 else input_ids.shape[1] - 1
+        self.own: Pairs = [
+            (_room(k, beams, self.length, max_length), _room(v, beams, self.length, max_length)) for k, v in prompts
+        ]
+        if beams == 1 and self.bias is not None:
+            self.bias = torch.cat([self.bias, self.bias.new_zeros(len(input_ids), 1, 1, max_length)], -1)
+
+    def next_logits(self, tokens_N: Tensor) -> Tensor:
+        """Logits [N, V] in fp32 of the token after these."""
+        transformer = self.model.transformer
+        x_N1D = (transformer.wte(tokens_N) + transformer.wpe(self.positions_N))[:, None]
+        for index, block in enumerate(transformer.blocks()):
+            q, k, v = block.attn.queries_keys_values(block.ln_1(x_N1D))
+            x_N1D = x_N1D + block.attn.out(self._mixed(index, block.attn, q, k, v))
+            x_N1D = x_N1D + block.mlp(block.ln_2(x_N1D))
+        self.length += 1
+        self.positions_N = self.positions_N + 1
+        return self.model.logits(transformer.ln_f(x_N1D[:, 0])).float()
+
+    def _mixed(self, index: int, layer: Attention, q_NH1E: Tensor, k_NH1E: Tensor, v_NH1E: Tensor) -> Tensor:
+        """What the next position takes from itself and all before it, [N, H, 1, E]."""
+        keys, values = self.own[index]
+        keys[:, :, self.length], values[:, :, self.length] = k_NH1E[:, :, 0], v_NH1E[:, :, 0]
+        k_NHLE, v_NHLE = keys[:, :, : self.length + 1], values[:, :, : self.length + 1]
+        if self.shared:
+            return beside_prompt(q_NH1E * layer.scale, *self.shared[index], k_NHLE, v_NHLE, self.bias)
+        bias = None if self.bias is None else self.bias[..., : self.length + 1]
+        return attention(q_NH1E, k_NHLE, v_NHLE, bias, 0.0, layer.scale)
+
+    def keep(self, sources: Tensor) -> None:
+        """Drops every prompt but these, with all its hypotheses."""
+        hypotheses = torch.arange(len(self.positions_N), device=sources.device).view(-1, self.beams)[sources].flatten()
+        self.own = [(k[hypotheses], v[hypotheses]) for k, v in self.own]
+        self.positions_N = self.positions_N[hypotheses]
+        self.shared = [(k[sources], v[sources]) for k, v in self.shared]
+        self.bias = None if self.bias is None else self.bias[sources]
+
+    def reorder(self, hypotheses: Tensor) -> None:
+        """Puts at each place the hypothesis of this number, [N]; they are of the same prompt."""
+        for pair in self.own:
+            for tensor in pair:
+                tensor[:, :, : self.length] = tensor[:, :, : self.length].index_select(0, hypotheses)
+
+
+def beside_prompt(
+    q_NH1E: Tensor, k_BHPE: Tensor, v_BHPE: Tensor, k_NHLE: Tensor, v_NHLE: Tensor, bias_B11P: Tensor | None
+) -> Tensor:
+    """[N, H, 1, E]: attention of scaled queries over their prompt and what each wrote itself."""
+    prompts, _, prompt_length, _ = k_BHPE.shape
+    q_BHME = _by_prompt(q_NH1E, prompts)
+    on_prompt_BHMP = q_BHME @ k_BHPE.transpose(-1, -2)
+    if bias_B11P is not None:
+        on_prompt_BHMP = on_prompt_BHMP + bias_B11P
+    on_own_BHML = _by_prompt(q_NH1E @ k_NHLE.transpose(-1, -2), prompts)
+    weights = torch.softmax(torch.cat([on_prompt_BHMP, on_own_BHML], -1), -1)
+    from_prompt_BHME = weights[..., :prompt_length] @ v_BHPE
+    from_own_NH1E = _by_hypothesis(weights[..., prompt_length:]) @ v_NHLE
+    return _by_hypothesis(from_prompt_BHME) + from_own_NH1E
+
+
+def _by_prompt(x_NH1X: Tensor, prompts: int) -> Tensor:
+    """[N, H, 1, X] -> [B, H, M, X]."""
+    return x_NH1X[:, :, 0].unflatten(0, (prompts, -1)).transpose(1, 2)
+
+
+def _by_hypothesis(x_BHMX: Tensor) -> Tensor:
+    """[B, H, M, X] -> [N, H, 1, X]."""
+    return x_BHMX.transpose(1, 2).flatten(0, 1)[:, :, None]
+
+
+def _read(model: GPT2, ids_BP: Tensor, mask_BP: Tensor) -> Pairs:
+    """Keys and values of every token of the prompts."""
+    positions_BP, bias = beside_padding(ids_BP, mask_BP, model.dtype)
+    x_BPD = model.transformer.wte(ids_BP) + model.transformer.wpe(positions_BP)
+    pairs: Pairs = []
+    for block in model.transformer.blocks():
+        q, k, v = block.attn.queries_keys_values(block.ln_1(x_BPD))
+        pairs.append((k, v))
+        x_BPD = x_BPD + block.attn.out(attention(q, k, v, bias, 0.0, block.attn.scale, causal=bias is None))
+        x_BPD = x_BPD + block.mlp(block.ln_2(x_BPD))
+    return pairs
+
+
+def _room(prompt_BHPE: Tensor, beams: int, kept: int, more: int) -> Tensor:
+    """Room for what each hypothesis writes, after `kept` positions: the prompt's, or none of them."""
+    sources, heads, _, size = prompt_BHPE.shape
+    room = prompt_BHPE.new_empty(sources * beams, heads, kept + more, size)
+    if kept:
+        room[:, :, :kept] = prompt_BHPE
+    return room
