@@ -179,6 +179,11 @@ class Recipe(Settings):
             raise ValueError(
                 f"model.init random goes with training.method full, not {self.training.method}: random weights have to learn first"
             )
+        if self.model.quantize is not None and self.training.method == "full":
+            raise ValueError(
+                f"model.quantize {self.model.quantize} stores weights that no step can change, and training.method full trains them all; "
+                "set model.quantize to null, or the method to lora"
+            )
         if self.optimizer.scale_parameter and self.training.method in ("lora", "head"):
             raise ValueError(
                 "optimizer.scale_parameter is for training.method full: LoRA's B begins at zero and would hardly leave it"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Count = Annotated[int, Field(gt=0, strict=True)]
 
@@ -55,10 +55,16 @@ class ModelSettings(Settings):
     """Where it runs; auto takes a GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of weights and products; auto times both and takes bfloat16 where it is faster. LoRA's own weights are always float32."""
-    quantize: Literal["none"] = "none"
-    """The base's storage."""
+    quantize: Literal["int8", "nf4"] | None = None
+    """How the frozen base's linear maps are stored: int8 (8 bits a weight), nf4 (4.5); null keeps them in dtype. Products are
+    in dtype all the same. Not for training.method full; needs the extra loralab[quantize]."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """The model's own dropout while training; null keeps the checkpoint's (0.1 for T5)."""
+
+    @field_validator("quantize", mode="before")
+    @classmethod
+    def _none_is_null(cls, value: Any) -> Any:
+        return None if value == "none" else value
 
     @model_validator(mode="after")
     def _random_or_not(self) -> ModelSettings:

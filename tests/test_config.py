@@ -238,6 +238,14 @@ def test_whole_texts_are_scored_by_their_loss(recipe_file: Path) -> None:
     assert problem == "  validation.metrics rouge: with data.source: null only the loss is measured"
 
 
+def test_a_quantised_base_is_never_trained_whole(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, []).model.quantize is None
+    assert load_recipe(recipe_file, ["model.quantize=none"]).model.quantize is None
+    assert load_recipe(recipe_file, ["model.quantize=nf4"]).model.quantize == "nf4"
+    (problem,) = mistakes(recipe_file, "model.quantize=int8", "training.method=full")
+    assert problem.startswith("  model.quantize int8 stores weights that no step can change")
+
+
 def test_the_designs_example_resolves() -> None:
     tree: dict[str, Any] = {
         "name": "example",
