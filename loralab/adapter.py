@@ -109,7 +109,7 @@ def peft_config(adapter: AdapterFiles) -> dict[str, Any]:
         "fan_in_fan_out": adapter.transposed,
         "use_rslora": spec.use_rslora,
         "use_dora": spec.use_dora,
-        "init_lora_weights": {"kaiming": True, "gaussian": "gaussian", "normal": True}[spec.init],
+        "init_lora_weights": "gaussian" if spec.init == "gaussian" else True,
         "inference_mode": True,
     }
 

@@ -38,7 +38,9 @@ class Module:
     head: bool = False
 
 
-def resolve(rules: Iterable[str], modules: Iterable[Module]) -> list[str]:
+def resolve(
+    rules: Iterable[str], modules: Iterable[Module], wraps: str = "Linear, Conv1D and Embedding modules"
+) -> list[str]:
     """The names of the wrappable modules that any rule selects, in the model's order.
 
     Raises:
@@ -51,7 +53,7 @@ def resolve(rules: Iterable[str], modules: Iterable[Module]) -> list[str]:
         hits = [module for module in modules if _matches(rule, module)]
         wrapped = [module.name for module in hits if module.wrappable]
         if not wrapped:
-            mistakes.append(_explain(rule, hits, modules))
+            mistakes.append(_explain(rule, hits, modules, wraps))
         chosen.update(wrapped)
     if mistakes:
         raise TargetError("\n".join(mistakes))
@@ -117,13 +119,13 @@ def _camel_tail(word: str, tail: str) -> bool:
     return tail[:1].isupper() and word.endswith(tail) and word[: -len(tail)][-1:].islower()
 
 
-def _explain(rule: str, hits: list[Module], modules: list[Module]) -> str:
+def _explain(rule: str, hits: list[Module], modules: list[Module], wraps: str) -> str:
     wrappable = [module.name for module in modules if module.wrappable]
     if not hits:
         return f"The rule {rule!r} matches no module of this model. {nearest(rule, _tails(wrappable))}"
     inside = [name for name in wrappable if any(name.startswith(hit.name + ".") for hit in hits)]
     advice = f" Name the linear modules inside: {', '.join(_tails(inside)[:6])}." if inside else ""
-    return f"The rule {rule!r} matches {hits[0].name!r}, a {hits[0].kind}; LoRA wraps Linear, Conv1D and Embedding modules.{advice}"
+    return f"The rule {rule!r} matches {hits[0].name!r}, a {hits[0].kind}; LoRA wraps {wraps}.{advice}"
 
 
 def _tails(names: Iterable[str]) -> list[str]:

@@ -73,7 +73,8 @@ def initial_factors(
         return A, B.normal_(generator=generator)
     if spec.init == "kaiming":
         return A.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator), B
-    return A.normal_(std=1 / rank if spec.init == "gaussian" else 1.0, generator=generator), B
+    deviation = {"gaussian": 1 / rank, "normal": 1.0, "kaiming_normal": (2 / inputs) ** 0.5}[spec.init]
+    return A.normal_(std=deviation, generator=generator), B
 
 
 class MaskedProduct(torch.autograd.Function):

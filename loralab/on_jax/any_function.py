@@ -1,0 +1,187 @@
+"""Runs any JAX function with some of its weights replaced by factored ones.
+
+The function is traced to a jaxpr with plain weights in their places, and that is gone through operation by operation: an
+operation on a factored weight is done by its rule, every other one as it stands. Where a factored weight meets an operation
+that has no rule, the sum is formed and the operation's name reported: always right, only dearer.
+
+Loops and branches are run by JAX's own functions, with a body that is gone through in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array, lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from loralab.on_jax.dropout import Masks
+from loralab.on_jax.factored import STRUCTURE, Factored, dense, is_factored
+from loralab.on_jax.products import PRODUCTS
+
+Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What one trace needs beside its program."""
+
+    report: Report
+    """Is told a weight's name and the operation that its sum had to be formed for."""
+    masks: Masks | None
+    """Present while there is dropout."""
+
+    def key(self) -> Array | None:
+        """A fresh key for a trace within this one, while there is dropout."""
+        return None if self.masks is None else self.masks.next_key()
+
+    def inside(self, key: Array | None) -> Scope:
+        """The scope of a trace within this one."""
+        return replace(self, masks=None if self.masks is None or key is None else self.masks.inside(key))
+
+
+def call(f: Callable[..., Any], scope: Scope, *args: Any, **kwargs: Any) -> Any:
+    """f(*args, **kwargs), where leaves of the arguments may be Factored. What is no array in them reaches f as it is."""
+    leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_factored)
+    places = [at for at, leaf in enumerate(leaves) if is_factored(leaf) or _is_array(leaf)]
+    results: list[Any] = []
+
+    def program(*arrays: Array) -> list[Array]:
+        filled = list(leaves)
+        for at, array in zip(places, arrays, strict=True):
+            filled[at] = array
+        inner_args, inner_kwargs = jax.tree.unflatten(tree, filled)
+        results[:] = jax.tree.flatten(f(*inner_args, **inner_kwargs))
+        return [leaf for leaf in results[0] if _is_array(leaf)]
+
+    values = [leaves[at] for at in places]
+    closed = jax.make_jaxpr(program)(*[value.W if is_factored(value) else value for value in values])
+    outs = iter(_run(closed.jaxpr, closed.consts, values, scope))
+    returned, returned_tree = results
+    return jax.tree.unflatten(
+        returned_tree, [_plain(next(outs), "return", scope) if _is_array(r) else r for r in returned]
+    )
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], scope: Scope) -> list[Any]:
+    """The program's results, which may be factored, as its arguments may."""
+    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    for equation in jaxpr.eqns:
+        operands = [variable.val if isinstance(variable, Literal) else values[variable] for variable in equation.invars]
+        values.update(zip(equation.outvars, _evaluate(jaxpr, equation, operands, scope), strict=True))
+    return [variable.val if isinstance(variable, Literal) else values[variable] for variable in jaxpr.outvars]
+
+
+def _evaluate(jaxpr: Jaxpr, equation: JaxprEqn, operands: list[Any], scope: Scope) -> Sequence[Any]:
+    name, params = equation.primitive.name, equation.params
+    out: Any = None
+    if any(map(is_factored, operands)):
+        if name in CALLS:
+            return CALLS[name](params, operands, scope)
+        if name in PRODUCTS:
+            out = PRODUCTS[name](params, scope.masks, *operands)
+        elif name in STRUCTURE:
+            out = STRUCTURE[name](params, *operands)
+    if out is not None:
+        return out if isinstance(out, list) else [out]
+    plain = [_plain(operand, name, scope) for operand in operands]
+    # As a program of one operation: how an operation is bound differs between releases of JAX, this does not.
+    variables = {v: x for v, x in zip(equation.invars, plain, strict=True) if not isinstance(v, Literal)}
+    alone = jaxpr.replace(constvars=[], invars=[*variables], outvars=equation.outvars, eqns=[equation])
+    return jax.core.eval_jaxpr(alone, (), *variables.values())
+
+
+def _plain(value: Any, operation: str, scope: Scope) -> Any:
+    if isinstance(value, Factored):
+        scope.report(value.name, operation)
+    return dense(value)
+
+
+# Operations that hold programs
+
+
+def _body(program: ClosedJaxpr | Jaxpr, scope: Scope, *args: Any) -> list[Array]:
+    """The results of a program within this one, plain."""
+    jaxpr, consts = (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
+    return [_plain(out, "return", scope) for out in _run(jaxpr, consts, args, scope)]
+
+
+def _inline(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Any]:
+    program = params.get("jaxpr", params.get("call_jaxpr"))
+    jaxpr, consts = (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
+    return _run(jaxpr, consts, operands, scope)
+
+
+def _remat(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Array]:
+    def body(key: Array | None, *args: Any) -> list[Array]:
+        return _body(params["jaxpr"], scope.inside(key), *args)
+
+    again = jax.checkpoint(body, policy=params["policy"], prevent_cse=params["prevent_cse"])
+    return list(again(scope.key(), *operands))
+
+
+def _scan(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Array]:
+    """Weights may be the same for every turn, or stacked, a layer for each."""
+    held, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, stacked = operands[:held], [_by_layer(x, scope) for x in operands[carried:]]
+    start = [_plain(x, "scan's carry", scope) for x in operands[held:carried]]
+    key = scope.key()
+    keys = None if key is None else jax.random.split(key, params["length"])
+
+    def body(carry: list[Array], turn: tuple[list[Any], Array | None]) -> tuple[list[Array], list[Array]]:
+        layer = [replace(x, axes=x.axes[1:]) if isinstance(x, Factored) else x for x in turn[0]]
+        outs = _body(params["jaxpr"], scope.inside(turn[1]), *consts, *carry, *layer)
+        return outs[: len(start)], outs[len(start) :]
+
+    how = {name: params[name] for name in ("length", "reverse", "unroll", "_split_transpose") if name in params}
+    carry, outs = lax.scan(body, start, (stacked, keys), **how)
+    return [*carry, *outs]
+
+
+def _by_layer(value: Any, scope: Scope) -> Any:
+    """A value that a scan takes apart along its first axis: a factored one only if that numbers its layers."""
+    return value if is_factored(value) and value.axes[0] == "l" else _plain(value, "scan", scope)
+
+
+def _while(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Array]:
+    asks, held = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    start = [_plain(x, "while's carry", scope) for x in operands[held:]]
+
+    def ask(state: tuple[Array | None, list[Array]]) -> Array:
+        return _body(params["cond_jaxpr"], scope.inside(None), *operands[:asks], *state[1])[0]
+
+    def turn(state: tuple[Array | None, list[Array]]) -> tuple[Array | None, list[Array]]:
+        after, now = (None, None) if state[0] is None else jax.random.split(state[0])
+        return after, _body(params["body_jaxpr"], scope.inside(now), *operands[asks:held], *state[1])
+
+    return list(lax.while_loop(ask, turn, (scope.key(), start))[1])
+
+
+def _branch(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Array]:
+    def body(branch: ClosedJaxpr, key: Array | None, *args: Any) -> list[Array]:
+        return _body(branch, scope.inside(key), *args)
+
+    branches = [partial(body, branch) for branch in params["branches"]]
+    return list(lax.switch(operands[0], branches, scope.key(), *operands[1:]))
+
+
+CALLS: dict[str, Callable[[dict[str, Any], list[Any], Scope], list[Any]]] = {
+    "jit": _inline,
+    "pjit": _inline,
+    "closed_call": _inline,
+    "core_call": _inline,
+    "checkpoint": _remat,
+    "remat": _remat,
+    "remat2": _remat,
+    "scan": _scan,
+    "while": _while,
+    "cond": _branch,
+}

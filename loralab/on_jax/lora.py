@@ -1,0 +1,277 @@
+"""LoRA for any JAX function f(params, …): plain ones, Flax's `module.apply`, NNX through `nnx.merge`.
+
+    y = x W + s · drop(x) Aᵀ Bᵀ                       Hu et al. 2021, https://arxiv.org/abs/2106.09685
+    y = m/‖W + sBA‖ · (x W + s · drop(x) Aᵀ Bᵀ)       DoRA; norms held constant in backward. Liu et al. 2024, https://arxiv.org/abs/2402.09353
+
+    trainable, apply_fn, merge_fn = lora_init(LoRASpec(rank=8, rules=["Attention.q"]), f, params)
+    apply_fn(trainable, batch)              what f(params, batch) is, with the update
+    f(merge_fn(trainable), batch)           the same, by plain weights
+
+f itself is never changed: see any_function.py. Trainable is a flat dictionary, {module: {"A": [r, in], "B": [out, r]}} and, of
+what is trained whole, {path: array}: optimizers, checkpoints and adapters see nothing else. A and B are kept in fp32, or in
+the weight's dtype if that is wider, and cast to the input's.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from loralab.errors import AdapterError, TargetError, nearest
+from loralab.on_jax.any_function import Scope, call
+from loralab.on_jax.dropout import Masks
+from loralab.on_jax.factored import Factored
+from loralab.on_jax.weights import Weight, modules, read, refuse_unsaid
+from loralab.spec import LoRASpec
+from loralab.targets import check_patterns, resolve, select
+
+Trainable = dict[str, Any]
+Unsaid = Literal["unsaid"]
+
+
+def lora_init(
+    spec: LoRASpec, f: Callable[..., Any], params: Any, *, axes: Mapping[str, str] | None = None
+) -> tuple[Trainable, Callable[..., Any], Callable[[Trainable], Any]]:
+    """LoRA on f's weights: what is trained, f with it, and the way back to plain weights.
+
+    `apply_fn(trainable, *args, **kwargs)` closes over params: a compiled program holds them as constants. `adapt` gives a
+    function that takes them as an argument.
+
+    Args:
+        f: f(params, *args, **kwargs), any function that JAX can trace.
+        params: any tree of arrays.
+        axes: rules -> letters, where the shapes and names do not say what a weight's axes are; see weights.py.
+
+    Returns:
+        trainable; apply_fn(trainable, *args, lora_rng=None, **kwargs), with a key for dropout; merge_fn(trainable) -> params.
+
+    Raises:
+        TargetError: a rule or pattern selects nothing, or something that LoRA cannot adapt.
+    """
+    adapted = adapt(spec, f, params, axes=axes)
+    base = adapted.frozen(params)
+
+    def apply_fn(params: Trainable, *args: Any, lora_rng: Array | Unsaid | None = "unsaid", **kwargs: Any) -> Any:
+        return adapted(base, params, *args, lora_rng=lora_rng, **kwargs)
+
+    def merge_fn(trainable: Trainable) -> Any:
+        return adapted.merge(base, trainable)
+
+    return adapted.start(params), apply_fn, merge_fn
+
+
+def adapt(spec: LoRASpec, f: Callable[..., Any], params: Any, *, axes: Mapping[str, str] | None = None) -> Adapted:
+    """f with LoRA, as a function of base and trainable; of params it reads names, shapes and dtypes alone. Raises as `lora_init`."""
+    leaves = read(params, axes or {})
+    weights = [weight for weight in leaves if weight is not None]
+    targets: list[str] = [] if spec.disabled else _targets(spec, weights)
+    whole = _whole(spec, weights, targets)
+    return Adapted(
+        f,
+        spec,
+        tuple(leaves),
+        jax.tree.structure(params),
+        frozenset(weight.path for weight in weights if weight.module in targets),
+        frozenset(whole),
+    )
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A function with LoRA on some of its weights. The base stays an argument, and so an argument of whatever compiles it."""
+
+    f: Callable[..., Any]
+    spec: LoRASpec
+    leaves: tuple[Weight | None, ...]
+    tree: Any
+    updated: frozenset[str]
+    """Paths of the weights with an update."""
+    whole: frozenset[str]
+    """Paths of the weights that are trained whole."""
+    reported: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
+
+    def __call__(
+        self, base: Any, trainable: Trainable, *args: Any, lora_rng: Array | Unsaid | None = "unsaid", **kwargs: Any
+    ) -> Any:
+        """f(base, *args, **kwargs) with the update.
+
+        Args:
+            lora_rng: a key: this is training, with the spec's dropout. None: there is no dropout. It must be said where
+                the spec has dropout.
+        """
+        masks = self._masks(lora_rng)
+        filled = jax.tree.unflatten(self.tree, self._filled(base, trainable))
+        if not self.updated:
+            return self.f(filled, *args, **kwargs)
+        return call(self.f, Scope(self._report if masks is None else _refuse, masks), filled, *args, **kwargs)
+
+    def start(self, base: Any) -> Trainable:
+        """What is trained, as it is before the first step: no update yet. Two calls give the same.
+
+        What is trained whole is copied, so that a step to which trainable is donated leaves the base alone; with `disabled`
+        it is the base's own arrays.
+        """
+        key = jax.random.key(self.spec.seed or 0)
+        trainable: Trainable = {}
+        for weight, array in zip(self.leaves, self._leaves(base), strict=True):
+            if weight is not None and weight.path in self.updated:
+                trainable[weight.module] = self._first_factors(weight, array, key)
+            elif weight is not None and weight.path in self.whole:
+                trainable[weight.path] = array if self.spec.disabled else jnp.array(array, copy=True)
+        return trainable
+
+    def merge(self, base: Any, trainable: Trainable) -> Any:
+        """Plain weights that do the same, in the base's tree and dtypes; what has no update is the base's own."""
+        merged = [leaf.dense() if isinstance(leaf, Factored) else leaf for leaf in self._filled(base, trainable)]
+        return jax.tree.unflatten(self.tree, merged)
+
+    def frozen(self, base: Any) -> Any:
+        """The base without what is trained whole: shapes stand in its place, so that its arrays can be freed."""
+        kept = [
+            jax.ShapeDtypeStruct(weight.shape, weight.dtype) if weight and weight.path in self.whole else leaf
+            for weight, leaf in zip(self.leaves, self._leaves(base), strict=True)
+        ]
+        return jax.tree.unflatten(self.tree, kept)
+
+    def _first_factors(self, weight: Weight, array: Array, key: Array) -> Trainable:
+        factors = first_factors(self.spec, weight, jax.random.fold_in(key, zlib.crc32(weight.module.encode())))
+        if self.spec.use_dora:
+            factors["magnitude"] = _factored(self.spec, weight, array, factors).lengths(array)
+        return factors
+
+    def _filled(self, base: Any, trainable: Trainable) -> list[Any]:
+        """The base's leaves with the updates on them, and with what is trained whole in its place."""
+        self._check(trainable)
+        return [
+            _factored(self.spec, weight, leaf, trainable[weight.module], stretch=True)
+            if weight is not None and weight.path in self.updated
+            else trainable[weight.path]
+            if weight is not None and weight.path in self.whole
+            else leaf
+            for weight, leaf in zip(self.leaves, self._leaves(base), strict=True)
+        ]
+
+    def _leaves(self, base: Any) -> list[Any]:
+        leaves, tree = jax.tree.flatten(base)
+        if tree != self.tree:
+            raise AdapterError(
+                f"The base is a tree of {len(leaves)} leaves, {tree}; LoRA was prepared for {self.tree}."
+            )
+        return leaves
+
+    def _check(self, trainable: Trainable) -> None:
+        """Raises AdapterError where trainable is not of this adapter."""
+        expected = jax.eval_shape(self._shapes)
+        found = trainable if isinstance(trainable, Mapping) else {}
+        for name, shapes in expected.items():
+            if name not in found:
+                raise AdapterError(
+                    f"The trainable weights lack {name!r}. {nearest(name, found)} They must come from the same spec."
+                )
+            if (got := jax.tree.map(jnp.shape, found[name])) != (want := jax.tree.map(jnp.shape, shapes)):
+                raise AdapterError(f"The trainable weights of {name!r} are {got}; this spec expects {want}.")
+        if further := [name for name in found if name not in expected]:
+            raise AdapterError(f"The trainable weights have {further[0]!r}, which this spec does not train.")
+
+    def _shapes(self) -> Trainable:
+        structs = [w if w is None else jnp.zeros(w.shape, w.dtype) for w in self.leaves]
+        return self.start(jax.tree.unflatten(self.tree, structs))
+
+    def _masks(self, lora_rng: Array | Unsaid | None) -> Masks | None:
+        rate = self.spec.dropout
+        if isinstance(lora_rng, str):
+            if rate and self.updated:
+                raise TargetError(
+                    f"The spec's dropout is {rate}: pass lora_rng=key in training and lora_rng=None elsewhere."
+                )
+            return None
+        return None if lora_rng is None or not rate else Masks(rate, self.spec.shared_dropout, lora_rng)
+
+    def _report(self, name: str, operation: str) -> None:
+        if (name, operation) not in self.reported:
+            self.reported.add((name, operation))
+            warnings.warn(
+                f"LoRA on {name!r}: the function uses this weight in {operation!r}, which is no product with it, so W + BA "
+                "is formed there. The result is right; its gradient costs as much as that of the whole weight.",
+                stacklevel=2,
+            )
+
+
+def _refuse(name: str, operation: str) -> None:
+    raise TargetError(
+        f"LoRA on {name!r}: the function uses this weight in {operation!r}, which is no product with it, so there is no input "
+        "to drop elements of. Set dropout to 0, or leave this weight out of the rules."
+    )
+
+
+def first_factors(spec: LoRASpec, weight: Weight, key: Array) -> dict[str, Array]:
+    """A [l…, r, i…] and B [l…, o…, r] at the start. Their product is zero: B is, or, as in PEFT, A is for an embedding."""
+    assert weight.axes is not None, "what LoRA adapts has axes"
+    layers, inputs, outputs = (
+        [size for size, axis in zip(weight.shape, weight.axes, strict=True) if axis == kind] for kind in "lio"
+    )
+    rank, dtype = spec.rank_of(weight.module), jnp.promote_types(weight.dtype, jnp.float32)
+    A, B = jnp.zeros((*layers, rank, *inputs), dtype), jnp.zeros((*layers, *outputs, rank), dtype)
+    if weight.embedding:
+        return {"A": A, "B": jax.random.normal(key, B.shape, dtype)}
+    fan_in = prod(inputs)
+    if spec.init == "kaiming":
+        bound = fan_in**-0.5
+        return {"A": jax.random.uniform(key, A.shape, dtype, -bound, bound), "B": B}
+    deviation = {"gaussian": 1 / rank, "normal": 1.0, "kaiming_normal": (2 / fan_in) ** 0.5}[spec.init]
+    return {"A": deviation * jax.random.normal(key, A.shape, dtype), "B": B}
+
+
+def _factored(spec: LoRASpec, weight: Weight, W: Array, factors: Trainable, stretch: bool = False) -> Factored:
+    assert weight.axes is not None, "what LoRA adapts has axes"
+    scale = spec.scale_of(weight.module)
+    plain = Factored(W, factors["A"], factors["B"], None, weight.axes, scale, weight.module)
+    if not stretch or "magnitude" not in factors:
+        return plain
+    constant = jax.lax.stop_gradient(plain)
+    lengths = constant.lengths(constant.total())
+    return Factored(W, plain.A, plain.B, factors["magnitude"] / lengths, weight.axes, scale, weight.module)
+
+
+# What the spec selects
+
+
+def _targets(spec: LoRASpec, weights: list[Weight]) -> list[str]:
+    if not spec.rules:
+        raise TargetError("A function has no default rules: say which weights to adapt, such as rules=['all-linear'].")
+    refuse_unsaid(spec.rules, weights)
+    targets = resolve(spec.rules, modules(weights), "matrices")
+    check_patterns(spec.rank_pattern, targets, "rank_pattern")
+    check_patterns(spec.alpha_pattern, targets, "alpha_pattern")
+    if spec.use_dora and (tables := [w.module for w in weights if w.module in targets and w.embedding]):
+        raise TargetError(f"use_dora adapts linear maps only; {tables[0]!r} is an embedding.")
+    return targets
+
+
+def _whole(spec: LoRASpec, weights: list[Weight], targets: list[str]) -> set[str]:
+    """Paths of what is trained whole."""
+    trained = [weight for weight in weights if weight.floating]
+    if spec.disabled:
+        return {weight.path for weight in trained}
+    chosen = set()
+    if spec.modules_to_save:
+        groups = select(spec.modules_to_save, [module.name for module in modules(weights)], "modules_to_save")
+        chosen |= {w.path for w in trained if w.module in groups or w.path.startswith(tuple(f"{g}." for g in groups))}
+    if spec.tune_vectors:
+        chosen |= {weight.path for weight in trained if weight.vector}
+    if spec.bias != "none":
+        biases = {weight.path for weight in trained if weight.leaf == "bias"}
+        chosen |= {b for b in biases if spec.bias == "all" or b.rpartition(".")[0] in targets}
+        if not chosen & biases:
+            raise TargetError(f"bias: {spec.bias} trains nothing: the weights that it means have no bias.")
+    if clash := [w.module for w in trained if w.path in chosen and w.module in targets]:
+        raise TargetError(f"{clash[0]!r} is selected both for LoRA and to be trained whole.")
+    return chosen

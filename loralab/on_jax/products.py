@@ -1,0 +1,115 @@
+"""Products with a weight and its update, in which their sum is never formed.
+
+    x · W      x · W + s · (drop(x) · Aᵀ) · Bᵀ       dot_general, either way round, batched or not; convolutions
+    W[ids]     W[ids] + s · Aᵀ[ids] · Bᵀ             rows of an embedding; no dropout, as in PyTorch
+
+A product that contracts the outputs (x · Wᵀ) goes through B first. The scale and dropout's 1/(1−p) act on the rank-sized
+factor. With DoRA, outputs are stretched after the product, or inputs before one that contracts the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from loralab.on_jax.dropout import Masks
+from loralab.on_jax.factored import LETTERS, RANK, Factored
+
+FURTHER = "mnopqrst"  # einsum's letters of the axes of x that are no axes of W
+
+# Each takes the operation's parameters, the masks if there is dropout, and the operands; None: the sum has to be formed.
+
+
+def _dot(params: dict[str, Any], masks: Masks | None, lhs: Any, rhs: Any) -> Array | None:
+    if isinstance(lhs, Factored) and isinstance(rhs, Factored):
+        return None
+    weight, x = (lhs, rhs) if isinstance(lhs, Factored) else (rhs, lhs)
+    contracted, of_x, of_y = _einsum_letters(params["dimension_numbers"], weight, x.ndim, weight is lhs)
+    if contracted and contracted <= {*weight.letters("i")}:
+        into, out_of = (weight.A, weight.letters("lzi")), (weight.B, weight.letters("loz"))
+    elif contracted and contracted <= {*weight.letters("o")}:
+        into, out_of = (weight.B, weight.letters("loz")), (weight.A, weight.letters("lzi"))
+        if weight.stretch is not None and not {*weight.letters("lo")} <= {*of_x}:
+            return None
+        x = weight.stretched(x, of_x)
+    else:
+        return None
+    y = lax.dot_general(weight.W, x, **params) if weight is lhs else lax.dot_general(x, weight.W, **params)
+
+    dropped, scale = _dropped(x, weight, masks)
+    between = "".join(dict.fromkeys(letter for letter in of_x + into[1] if letter not in contracted))
+    how = {"precision": params["precision"], "preferred_element_type": params["preferred_element_type"]}
+    small = jnp.einsum(f"{of_x},{into[1]}->{between}", dropped, (into[0] * scale).astype(x.dtype), **how)
+    update = jnp.einsum(f"{between},{out_of[1]}->{of_y}", small.astype(x.dtype), out_of[0].astype(x.dtype), **how)
+    y = y + update.astype(y.dtype)
+    return weight.stretched(y, of_y) if into[0] is weight.A else y
+
+
+def _einsum_letters(
+    dimension_numbers: Any, weight: Factored, x_ndim: int, weight_first: bool
+) -> tuple[set[str], str, str]:
+    """einsum's letters of the contracted axes, of x, and of the product."""
+    (left, right), (left_batch, right_batch) = dimension_numbers
+    if not weight_first:
+        left, right, left_batch, right_batch = right, left, right_batch, left_batch
+    shared = dict(zip((*right, *right_batch), (*left, *left_batch), strict=True))  # axes of x -> axes of W
+    of_x = "".join(LETTERS[shared[at]] if at in shared else FURTHER[at] for at in range(x_ndim))
+    free_x = "".join(FURTHER[at] for at in range(x_ndim) if at not in shared)
+    free_w = "".join(letter for letter in weight.letters() if letter not in of_x)
+    batch = "".join(LETTERS[at] for at in left_batch)
+    return {LETTERS[at] for at in left}, of_x, batch + (free_w + free_x if weight_first else free_x + free_w)
+
+
+def _dropped(x: Array, weight: Factored, masks: Masks | None) -> tuple[Array, float]:
+    """What the update sees of x, and what it is scaled by."""
+    return (x, weight.scale) if masks is None else (masks.drop(x), weight.scale / (1 - masks.rate))
+
+
+def _convolve(params: dict[str, Any], masks: Masks | None, x: Any, weight: Any) -> Array | None:
+    """A convolution with r outputs, then a product with B at every place."""
+    numbers = params["dimension_numbers"]
+    if isinstance(x, Factored) or params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
+        return None
+    at = numbers.rhs_spec[0]
+    if weight.axes[at] != "o" or set(weight.axes[:at] + weight.axes[at + 1 :]) != {"i"}:
+        return None
+    y = lax.conv_general_dilated_p.bind(x, weight.W, **params)
+    dropped, scale = _dropped(x, weight, masks)
+    kernel = jnp.moveaxis((weight.A * scale).astype(x.dtype), 0, at)
+    small = lax.conv_general_dilated_p.bind(dropped, kernel, **params)
+    feature, output = numbers.out_spec[1], weight.letters("o")
+    of_y = FURTHER[:feature] + output + FURTHER[feature : y.ndim - 1]
+    between = of_y.replace(output, RANK)
+    update = jnp.einsum(f"{between},{output}{RANK}->{of_y}", small, weight.B.astype(small.dtype))
+    return weight.stretched(y + update.astype(y.dtype), of_y)
+
+
+def _look_up(params: dict[str, Any], masks: Masks | None, weight: Any, indices: Any) -> Array | None:
+    """Whole rows of a matrix."""
+    numbers = params["dimension_numbers"]
+    rows = (
+        numbers.collapsed_slice_dims == (0,) and numbers.start_index_map == (0,) and not numbers.operand_batching_dims
+    )
+    if isinstance(indices, Factored) or weight.axes not in ("io", "oi") or not rows or weight.stretch is not None:
+        return None
+    if params["slice_sizes"] != (1, weight.W.shape[1]):
+        return None
+
+    def take(table: Array) -> Array:
+        how = {name: params[name] for name in ("unique_indices", "indices_are_sorted", "mode", "fill_value")}
+        return lax.gather(table, indices, numbers, (1, table.shape[1]), **how)
+
+    table, other = (weight.A.T, weight.B.T) if weight.axes == "io" else (weight.B, weight.A)
+    y, (row,) = take(weight.W), numbers.offset_dims
+    small = jnp.moveaxis(take(table * weight.scale), row, -1).astype(y.dtype)
+    return y + jnp.moveaxis(small @ other.astype(y.dtype), -1, row)
+
+
+PRODUCTS: dict[str, Callable[..., Array | None]] = {
+    "dot_general": _dot,
+    "conv_general_dilated": _convolve,
+    "gather": _look_up,
+}

@@ -1,0 +1,146 @@
+"""The weights in any tree of arrays, as LoRA's rules see them.
+
+A weight's path is the components of its place joined by dots; `value`, with which NNX ends each, is left out. The rules see
+that path without a last `kernel`, `weight` or `embedding`: `encoder.block.0.layer.0.SelfAttention.q`. What a weight's axes
+are is said by its name, unless the caller says it:
+
+    two axes                          [in, out], as in x @ kernel         "io"
+    two axes, named `weight`          [out, in], PyTorch's and Equinox's  "oi"
+    two axes, an embedding            a row for each token                "io"
+    one axis; a bias or a norm        a vector
+    three and more                    must be said: layers "lio", several inputs or outputs "iio", a convolution "iiio"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from loralab.errors import TargetError
+from loralab.targets import Module, matches, select
+
+UNSEEN = ("kernel", "weight", "embedding")  # by the rules, at a path's end
+EMBEDDINGS = ("embed", "shared", "wte", "wpe", "relative_attention_bias")
+VECTORS = ("bias", "scale", "norm")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One array of the tree."""
+
+    path: str
+    module: str
+    """The path as the rules see it."""
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: str | None
+    """A letter for each axis of a matrix, see factored.py; None for what LoRA cannot adapt."""
+
+    @property
+    def leaf(self) -> str:
+        """The path's last component."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def floating(self) -> bool:
+        """Whether it can be trained."""
+        return bool(jnp.issubdtype(self.dtype, jnp.floating))
+
+    @property
+    def vector(self) -> bool:
+        """A bias or a norm's scale, also one for each of several layers."""
+        return len(self.shape) <= 1 or any(word in name for name in self._names() for word in VECTORS)
+
+    @property
+    def embedding(self) -> bool:
+        """A table of rows, by its name."""
+        return any(word in name for name in self._names() for word in EMBEDDINGS)
+
+    @property
+    def kind(self) -> str:
+        """What it is, for messages."""
+        what = "vector" if self.vector else "matrix" if self.axes else "array"
+        return f"{what} of {self.dtype} {list(self.shape)}"
+
+    def _names(self) -> tuple[str, str]:
+        return self.leaf.lower(), self.module.rpartition(".")[2].lower()
+
+
+def read(params: Any, said: Mapping[str, str]) -> list[Weight | None]:
+    """What each leaf of the tree is, in the tree's order; None for a leaf that is no array.
+
+    Args:
+        said: rules -> the letters of the axes of the weights that they select.
+
+    Raises:
+        TargetError: axes are said of nothing, of other shapes, or in other letters.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    found = [_weight(dotted(path), leaf) if hasattr(leaf, "dtype") else None for path, leaf in leaves]
+    weights = [weight for weight in found if weight is not None]
+    if twice := [w.module for at, w in enumerate(weights) if w.module in {v.module for v in weights[:at]}]:
+        raise TargetError(f"Two weights are called {twice[0]!r} where kernel, weight and embedding are left out.")
+    axes = dict(_said_axes(said, weights))
+    return [w and Weight(w.path, w.module, w.shape, w.dtype, axes.get(w.path, w.axes)) for w in found]
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """A place in a tree of JAX's in words."""
+    parts = [str(next(getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name))) for key in path]
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts)
+
+
+def _weight(path: str, leaf: Any) -> Weight:
+    module, _, last = path.rpartition(".")
+    weight = Weight(path, module if module and last in UNSEEN else path, tuple(leaf.shape), leaf.dtype, None)
+    if len(weight.shape) != 2 or (weight.vector and not weight.embedding) or not weight.floating:
+        return weight
+    axes = "oi" if last == "weight" and not weight.embedding else "io"
+    return Weight(path, weight.module, weight.shape, weight.dtype, axes)
+
+
+def _said_axes(said: Mapping[str, str], weights: list[Weight]) -> Iterator[tuple[str, str]]:
+    for rule, axes in said.items():
+        if set(axes) - set("lio"):
+            raise TargetError(
+                f"axes {axes!r} of {rule!r}: a letter for each axis, l (layers), i (input) or o (output)."
+            )
+        chosen = select([rule], [weight.module for weight in weights], "axes of")
+        fitting = [w for w in weights if w.module in chosen and len(w.shape) == len(axes)]
+        if not fitting:
+            shapes = sorted({str(list(w.shape)) for w in weights if w.module in chosen})
+            raise TargetError(
+                f"axes {axes!r} of {rule!r} has {len(axes)} letters; the weights have {', '.join(shapes)}."
+            )
+        yield from ((weight.path, axes) for weight in fitting)
+
+
+def modules(weights: list[Weight]) -> Iterator[Module]:
+    """The weights as the rules see them, each after the groups that hold it."""
+    seen: set[str] = set()
+    for weight in weights:
+        parts = weight.module.split(".")
+        for end in range(1, len(parts)):
+            group = ".".join(parts[:end])
+            if group not in seen:
+                seen.add(group)
+                yield Module(group, "group of weights")
+        wrappable = weight.axes is not None and "i" in weight.axes and "o" in weight.axes
+        yield Module(weight.module, weight.kind, wrappable, wrappable and not weight.embedding)
+
+
+def refuse_unsaid(rules: tuple[str, ...], weights: list[Weight]) -> None:
+    """Raises TargetError where a rule selects an array of three or more axes of which nobody said what they are."""
+    for weight in weights:
+        if weight.axes is None and len(weight.shape) > 2 and not weight.vector and weight.floating:
+            for rule in rules:
+                if rule == "all-linear" or matches(rule, weight.module):
+                    raise TargetError(
+                        f"The rule {rule!r} selects {weight.module!r}, an array {list(weight.shape)}: say what its axes are, such as "
+                        f"axes={{{weight.module!r}: {'l' + 'i' * (len(weight.shape) - 2) + 'o'!r}}}, "
+                        "with l for a matrix per layer, i for input, o for output."
+                    )
