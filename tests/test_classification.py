@@ -78,6 +78,14 @@ def test_calibration_error() -> None:
     assert value_of("ece", score(["a"], [["a"]], None, right)["ece"]) == 0.0
 
 
+def test_calibration_of_several_labels_a_row() -> None:
+    """Four choices in three bins: 0.9 of one that is there, 0.2 twice of which one is there, 0.6 of one that is not."""
+    given, true = ['["a"]', '["a"]'], [['["a"]'], ['["b"]']]
+    probabilities = [{"a": 0.9, "b": 0.2}, {"a": 0.6, "b": 0.2}]
+    expected = 100 * (abs(0.9 - 1) + abs(0.4 - 1) + abs(0.6 - 0)) / 4
+    assert value_of("ece", score(given, true, None, probabilities)["ece"]) == pytest.approx(expected)
+
+
 def test_details_add_up() -> None:
     true, given = drawn(3, 60, 3)
     names = sorted({*true, *given})

@@ -69,7 +69,15 @@ def test_several_labels_a_row(bases: Path, tmp_path: Path) -> None:
     for split in ("train", "validation"):
         write_jsonl(tmp_path / f"data/{split}.jsonl", rows)
     run, record = train(load_recipe(bases / "bert.yaml", [f"data.name={tmp_path}/data"]), tmp_path / "run")
-    assert set(record["metrics"]) == {"loss", "accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_micro"}
+    assert set(record["metrics"]) == {
+        "loss",
+        "accuracy",
+        "precision_macro",
+        "recall_macro",
+        "f1_macro",
+        "f1_micro",
+        "ece",
+    }
     model: Any = AutoModelForSequenceClassification.from_pretrained(
         bases / "bert", num_labels=3, problem_type="multi_label_classification"
     )

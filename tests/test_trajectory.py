@@ -44,7 +44,7 @@ def recipe(data_folder: Path, method: str, rate: float) -> Recipe:
 
 def real_batches(settings: Recipe, engine: TorchEngine) -> Iterator[Batch]:
     rows = read_split(settings.data.model_copy(update={"max_train_rows": 4 * STEPS}), "train")
-    encoded = encode(rows, engine.tokenizer, Prompt(settings.data.prompt, "dialogue"), 96, 32)
+    encoded = encode(rows, engine.tokenizer, Prompt(settings.data.prompt, "dialogue"), 64, 24)
     for epoch_rows in plan_batches(
         encoded.source_lengths, encoded.target_lengths, tokens_per_batch=None, batch_size=4, seed=1, epoch=0
     ):

@@ -11,7 +11,8 @@ scikit-learn's definitions, with zero_division=0.
 
 The calibration error (ECE; Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
 https://arxiv.org/abs/1706.04599, equation 3) sorts rows by the probability of the label that was chosen into 15 bins of
-equal width, and is the mean distance, over rows, between a bin's mean probability and its accuracy.
+equal width, and is the mean distance, over rows, between a bin's mean probability and its accuracy. With several labels
+a row, every label of every row counts as one such choice: its probability against whether the row has it.
 
 F1 is no mean of rows: a row gives its counts, and the `statistic` of a column makes F1 of their sums, also in each draw
 of a bootstrap.
@@ -75,7 +76,7 @@ def _micro_f1(sums: Floats) -> Floats:
 
 
 def _calibration(sums: Floats) -> Floats:
-    """Of [..., BINS + 1]: the surplus of probability over right answers in each bin, and the rows."""
+    """Of [..., BINS + 1]: the surplus of probability over right answers in each bin, and the choices."""
     error: Floats = 100.0 * np.abs(sums[..., :-1]).sum(-1) / sums[..., -1]
     return error
 
@@ -102,7 +103,7 @@ def version() -> str:
 def columns_of(count: int, multi: bool) -> list[str]:
     """The columns that are measured with so many labels."""
     columns = (ACCURACY, *OF_TWO, MACRO[2]) if count == 2 and not multi else (ACCURACY, *MACRO, MICRO)
-    return [column.name for column in columns] + ([] if multi else [ECE.name])
+    return [*(column.name for column in columns), ECE.name]
 
 
 def score(
@@ -135,7 +136,9 @@ def score(
     columns = columns_of(len(names), multi)
     values = {name: 100.0 * right if name == ACCURACY.name else sums for name in columns if name != ECE.name}
     if probabilities and ECE.name in columns:
-        values[ECE.name] = calibration_parts(np.array([max(row.values()) for row in probabilities]), right)
+        table = np.array([[row[name] for name in names] for row in probabilities])
+        confidence, truly = (table, true) if multi else (table.max(axis=1, keepdims=True), right[:, None])
+        values[ECE.name] = calibration_parts(confidence, truly)
     return values
 
 
@@ -160,11 +163,11 @@ def memberships(texts: Sequence[str], names: Sequence[str], multi: bool) -> NDAr
 
 
 def calibration_parts(confidence: Floats, right: NDArray[np.bool_]) -> Floats:
-    """[rows, BINS + 1]: confidence less right (0 or 1) in the row's bin, and 1."""
+    """[rows, BINS + 1] of [rows, choices]: in each bin confidence less right (0 or 1), summed; and the choices."""
     parts = np.zeros((len(confidence), BINS + 1))
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    parts[np.arange(len(parts)), bins] = confidence - right
-    parts[:, -1] = 1
+    np.add.at(parts, (np.arange(len(parts))[:, None], bins), confidence - right)
+    parts[:, -1] = confidence.shape[1]
     return parts
 
 
