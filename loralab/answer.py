@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from loralab.data.encode import encode_sources
 from loralab.data.rows import Example, source_hash
 from loralab.data.shots import draw_shots
 from loralab.data.splits import Split, read_split
+from loralab.data.stopping import certain, cut
 from loralab.data.texts import OUT_FORMATS, Texts, read_stdin, read_texts
 from loralab.errors import DataError, UserError, nearest
 from loralab.evaluate import after_shots
@@ -69,12 +71,20 @@ def _check_out(out: Path, input: str | None) -> None:
 
 
 def answer(
-    trained: Path, question: Question, overrides: list[str], base: str | None, max_new_tokens: int | None
+    trained: Path,
+    question: Question,
+    overrides: list[str],
+    base: str | None,
+    max_new_tokens: int | None,
+    stop: Sequence[str] = (),
 ) -> tuple[dict[str, Any], str | None]:
     """What the model says: as a record, and as text for people (None where they have seen it already)."""
     question.check()
     if max_new_tokens is not None:
         overrides = [*overrides, f"evaluation.max_new_tokens={max_new_tokens}"]
+    if stop:
+        ends = [text.replace("\\n", "\n") for text in stop]
+        overrides = [*overrides, f"evaluation.stop={json.dumps(ends, ensure_ascii=False)}"]
     at_terminal = not (question.texts or question.input or question.sample) and sys.stdin.isatty()
     texts = [] if at_terminal or question.input or question.sample else _given_texts(question)
     recipe, saved = find_trained(trained, overrides, base, NO_DATA)
@@ -253,7 +263,7 @@ class Writer:
         def show(token: int) -> None:
             nonlocal shown
             tokens.append(token)
-            whole = self._text(tokens)
+            whole = certain(self._text(tokens), self.decoding.stop)
             # A character of several tokens is whole only with its last; and what was shown cannot be taken back.
             if whole.startswith(shown) and not whole.endswith("\ufffd"):
                 out.write(whole[len(shown) :])
@@ -276,4 +286,4 @@ class Writer:
         return after_shots(self.engine, ids, list(texts), drawn, self.max_length)[0]
 
     def _text(self, ids: Sequence[int]) -> str:
-        return str(self.engine.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        return cut(str(self.engine.tokenizer.decode(list(ids), skip_special_tokens=True)), self.decoding.stop).strip()

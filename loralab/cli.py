@@ -177,6 +177,14 @@ def generate(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="The longest answer; default: the recipe's.")
     ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stop",
+            metavar="TEXT",
+            help="Ends an answer, which is cut before it; \\n in it is a line break. May be repeated.",
+        ),
+    ] = None,
     base: Base = None,
     as_json: AsJson = False,
 ) -> None:
@@ -191,7 +199,7 @@ def generate(
     from loralab.answer import Question, answer
 
     question = Question(text or (), input, out, sample, as_json)
-    result, words = answer(trained, question, overrides or [], base, max_new_tokens)
+    result, words = answer(trained, question, overrides or [], base, max_new_tokens, stop or ())
     if as_json or words is not None:
         _finish(result, as_json, words or "")
 

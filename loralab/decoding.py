@@ -31,6 +31,8 @@ class Decoding(Settings):
     """Draw from the fewest likeliest tokens whose probabilities reach this sum; null from all."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Above 1 makes tokens that were written already less likely: their logits are divided by it where positive, else multiplied."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts with which an answer ends, such as "\\n\\n"; it is cut before the first of them. Where none comes, it ends as ever."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 42
     """Of the draws. Each row has its own stream, made of the seed and the row's place: who shares its batch changes nothing."""
 

@@ -102,7 +102,8 @@ class Engine(Protocol):
         on_done: Callable[[int], None] | None = None,
         on_token: Callable[[int], None] | None = None,
     ) -> list[list[int]]:
-        """Answers, as ids without start, end and padding; in the order of the sources.
+        """Answers, as ids without start, end and padding; in the order of the sources. One that a stop text ends has that text in it
+        (`stopping.cut` takes it away).
 
         `on_done` hears how many are done; `on_token` each token as it is written, for a single source and no beam search.
         """

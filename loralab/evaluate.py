@@ -24,9 +24,10 @@ from loralab.data.encoded import EncodedSplit
 from loralab.data.rows import Example, subject
 from loralab.data.shots import Shots, draw_shots, shots_in_words, with_shots
 from loralab.data.splits import AnySplit, Split, read_split
+from loralab.data.stopping import cut
 from loralab.decoding import Decoding
 from loralab.engine import Engine
-from loralab.metrics import COLUMNS, LABELS, METRICS, classification
+from loralab.metrics import COLUMNS, LABELS, METRICS, PERPLEXITY, classification
 from loralab.metrics.classification import ACCURACY, details
 from loralab.metrics.significance import Bootstrap, mcnemar
 from loralab.progress import Progress, say
@@ -49,6 +50,8 @@ class Scores:
     """[rows], the weights of the loss; None where there is no loss (floors)."""
     labels: dict[str, Any] | None = None
     """Of a classifier: what it did with each label (metrics/classification.details)."""
+    plain: bool = False
+    """Whether the rows are texts without a source: then their perplexity is told too."""
 
     def summary(self, first: Scores | None = None) -> dict[str, dict[str, float | None]]:
         """Metric -> value, low, high, and p against the first system on the same rows."""
@@ -62,6 +65,9 @@ class Scores:
                 if name == ACCURACY.name and values.ndim == first.values[name].ndim == 1:
                     one = {"p_mcnemar": mcnemar(values > 0, first.values[name] > 0).p}
             rows[name] = {**asdict(bootstrap.interval(values, weights, statistic)), "p_vs_first": p, **one}
+            if name == "loss" and self.plain:
+                ends = {end: float(np.exp(rows[name][end])) for end in ("value", "low", "high")}
+                rows[PERPLEXITY.name] = {**ends, "p_vs_first": p}
         return rows
 
 
@@ -71,7 +77,7 @@ def stack(seeds: Sequence[Scores]) -> Scores:
         return seeds[0]
     assert all(scores.groups == seeds[0].groups for scores in seeds)
     values = {name: np.stack([scores.values[name] for scores in seeds]) for name in seeds[0].values}
-    return Scores(seeds[0].groups, values, seeds[0].target_tokens, seeds[0].labels)
+    return replace(seeds[0], values=values)
 
 
 def value_of(name: str, values: Floats) -> float:
@@ -170,7 +176,8 @@ def loss_scores(split: Split, encoded: Encoded, losses: Floats) -> Scores:
     tokens = encoded.target_tokens.astype(np.float64)
     documents = isinstance(encoded, MaskedSplit)
     groups = list(map(str, encoded.numbers)) if documents else [example.subject for example in split.examples]
-    return Scores(groups, {"loss": losses / tokens}, tokens)
+    plain = not documents and not any(example.source for example in split.examples)
+    return Scores(groups, {"loss": losses / tokens}, tokens, plain=plain)
 
 
 def _write_document_losses(folder: Path, encoded: MaskedSplit, scores: Scores) -> None:
@@ -242,7 +249,7 @@ def write_answers(
     sources = list(first_row)
     ids = engine.generate([encoded.source(first_row[source]).tolist() for source in sources], decoding, on_done)
     texts = dict(zip(sources, engine.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True))
-    return [texts[example.source].strip() for example in split.examples]
+    return [cut(texts[example.source], decoding.stop).strip() for example in split.examples]
 
 
 def write_predictions(
@@ -285,7 +292,7 @@ def read_scores(folder: Path) -> Scores:
         values |= classification.score(predictions, references, None, [row["probabilities"] for row in rows])
     tokens = _column(rows, "target_tokens") if "target_tokens" in rows[0] else None
     subjects = [subject(row["source"], row["references"]) if "source" in row else str(row["row"]) for row in rows]
-    return Scores(subjects, values, tokens)
+    return Scores(subjects, values, tokens, plain=all(row.get("source") == "" for row in rows))
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str) -> Floats:

@@ -14,6 +14,7 @@ from workshop import PROMPT
 
 from loralab import UserError, generate, load_model
 from loralab.answer import NO_DATA, Question, Writer, answer
+from loralab.config import EvaluationSettings
 from loralab.recipe_file import load_recipe
 from loralab.run import find_trained, read_lines, write_recipe
 
@@ -216,7 +217,7 @@ def test_a_character_of_several_tokens_is_shown_when_it_is_whole() -> None:
             return [[3, 1, 2, 3]]
 
     writer = object.__new__(Writer)
-    writer.engine, writer.decoding = Engine(), None  # type: ignore[assignment]
+    writer.engine, writer.decoding = Engine(), EvaluationSettings()  # type: ignore[assignment]
     writer._encode = lambda texts: [[]]  # type: ignore[method-assign]
     assert writer.stream("text", screen := Screen()) == "aéa"
     assert [piece for piece in screen.pieces if piece] == ["a", "é", "a", "\n"]

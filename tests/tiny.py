@@ -1,4 +1,5 @@
-"""Tiny random T5 folders as Transformers writes them, in the three layouts of the published checkpoints; a tiny tokenizer."""
+"""Tiny random T5 and GPT-2 folders as Transformers writes them, T5's in the three layouts of the published checkpoints; a tiny
+tokenizer."""
 
 from __future__ import annotations
 
@@ -16,12 +17,15 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
 
 from loralab.on_torch.load import load_weights
+from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
 
 LAYOUTS = ("tied-scaled", "tied-unscaled", "untied")
@@ -74,6 +78,36 @@ def end_with(folder: Path, answers: list[list[int]]) -> Path:
         file = folder / name
         file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": token}))
     return folder
+
+
+def make_gpt2(
+    folder: Path, vocabulary: int = 97, tied: bool = True, tokenizer: Path | None = None, **sizes: int
+) -> Path:
+    """A random GPT-2 of three layers; its biases and norms are random too. A tokenizer's folder brings its end token."""
+    torch.manual_seed(0)
+    end = 1 if tokenizer is None else 50256
+    settings = {"n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4, "bos_token_id": end, "eos_token_id": end}
+    config = GPT2Config(vocab_size=vocabulary, tie_word_embeddings=tied, initializer_range=0.2, **(settings | sizes))
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        for file in tokenizer.iterdir():
+            shutil.copy(file, folder)
+    return folder
+
+
+def our_gpt2(folder: Path) -> GPT2:
+    model = load_weights(folder, torch.float32, CPU)
+    assert isinstance(model, GPT2)
+    return model
+
+
+def their_gpt2(folder: Path) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def make_bart(folder: Path, tokenizer: Path) -> Path:

@@ -19,6 +19,8 @@ METRICS: Mapping[str, Metric] = {
 LABELS = "classification"  # the metric of labels; all others are of texts
 
 LOSS = Column("loss", "loss", better="lower", digits=3)  # nats per target token, measured by the model itself
+PERPLEXITY = Column("perplexity", "perplexity", better="lower")  # its exponential, of texts without a source
 COLUMNS: Mapping[str, Column] = {
-    column.name: column for column in (LOSS, *(column for metric in METRICS.values() for column in metric.COLUMNS))
+    column.name: column
+    for column in (LOSS, PERPLEXITY, *(column for metric in METRICS.values() for column in metric.COLUMNS))
 }

@@ -116,6 +116,7 @@ def model_type(model: nn.Module) -> str:
 def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> Fingerprint:
     """The fingerprint of the model's base; of the parameters of these names alone, as far as the base has them."""
     parameters = {name: _as_stored(model, name, parameter) for name, parameter in base_parameters(model).items()}
+    parameters |= {alias: parameters[name] for alias, name in getattr(model, "aliases", {}).items()}
     if names is not None:
         parameters = {name: parameters[name] for name in names if name in parameters}
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from loralab.data.stopping import Stops
+from loralab.data.stopping import Stops, cut
 from loralab.decoding import Decoding
 from loralab.errors import UserError
 from loralab.on_torch.beam import beam_search
@@ -44,6 +44,7 @@ def generate_ids(
         stops: texts with which an answer ends; it keeps the token that completes one.
     """
     assert on_token is None or (len(sources) == 1 and decoding.beams == 1)
+    check_room(model, sources, decoding)
     was_training = model.training
     model.eval()
     answers: list[list[int]] = [[] for _ in sources]
@@ -58,6 +59,23 @@ def generate_ids(
             on_done(len(sources) - len(order))
     model.train(was_training)
     return answers
+
+
+def check_room(model: nn.Module, sources: Sequence[Sequence[int]], decoding: Decoding) -> None:
+    """Raises UserError where a source has no tokens, or our GPT-2 has fewer positions than a source and its answer may need."""
+    for number, source in enumerate(sources, 1):
+        if not source:
+            raise UserError(f"Text number {number} has no tokens: there is nothing to go on from. Give a word or more.")
+    if not isinstance(model, GPT2):
+        return
+    longest = max(range(len(sources)), key=lambda row: len(sources[row]), default=None)
+    positions, new = model.config.n_positions, decoding.max_new_tokens
+    if longest is not None and len(sources[longest]) + new > positions:
+        length = len(sources[longest])
+        raise UserError(
+            f"Text number {longest + 1} has {length} tokens, and with max_new_tokens {new} that is {length + new}: more than the "
+            f"{positions} positions of this model. Shorten the text, or lower max_new_tokens."
+        )
 
 
 def _answer(
@@ -107,6 +125,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     repetition_penalty: float = 1.0,
+    stop: Sequence[str] = (),
     seed: int = 42,
 ) -> list[str]:
     """The model's answers to these texts, in their order; of a model that is no encoder-decoder, what it adds to them.
@@ -119,6 +138,7 @@ def generate(
         sample: draw each token, from logits divided by `temperature`, from the `top_k` likeliest tokens or the fewest
             whose probabilities reach `top_p`.
         repetition_penalty: above 1 makes tokens that were written already less likely.
+        stop: texts with which an answer ends; it is cut before the first of them.
         seed: of the draws. The same seed gives the same answers; each text has draws of its own.
 
     Raises:
@@ -129,9 +149,20 @@ def generate(
         decoding = Decoding(**settings)
     except ValidationError as error:
         raise UserError("; ".join(_explain(dict(mistake)) for mistake in error.errors())) from error
-    sources = [tokenizer(text).input_ids for text in texts]
-    answers = generate_ids(model, sources, decoding, tokenizer.pad_token_id or 0)
-    return [str(text) for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    sources = [tokenizer(text).input_ids or _start(text, tokenizer) for text in texts]
+    stops = Stops(tokenizer, decoding.stop) if decoding.stop else None
+    answers = generate_ids(model, sources, decoding, tokenizer.pad_token_id or 0, stops=stops)
+    return [cut(str(text), decoding.stop) for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def _start(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What stands for a text of no tokens: the token that begins a text, or else the one that ends it, as in GPT-2's training."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return [token]
+    raise UserError(
+        f"The text {text!r} has no tokens, and the tokenizer has none to begin a text with. Give a text of a word or more."
+    )
 
 
 def _explain(mistake: dict[str, Any]) -> str:

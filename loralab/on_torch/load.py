@@ -51,7 +51,9 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[nn
     place = choose_device(device)
     model = load_weights(folder, choose_dtype(dtype, place)[0], place)
     model.name_or_path = name  # type: ignore[assignment]
-    return model, load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(model, tokenizer, folder)
+    return model, tokenizer
 
 
 def load_weights(folder: Path, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
@@ -249,6 +251,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder} has no tokenizer that Transformers can read: {_first_line(error)}") from error
     return tokenizer
+
+
+def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raises ModelError where the tokenizer of one of our families has tokens that the model has no embedding of."""
+    if isinstance(model, T5 | GPT2) and len(tokenizer) > model.config.vocab_size:
+        raise ModelError(
+            f"{folder}: the tokenizer has {len(tokenizer):,} tokens, and the model's vocabulary only {model.config.vocab_size:,}: "
+            "they do not belong together. Put the tokenizer that the model was trained with beside its weights."
+        )
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:

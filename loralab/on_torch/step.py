@@ -21,6 +21,7 @@ from loralab.data.batches import Batch, collate
 from loralab.data.chat import Chat
 from loralab.data.denoise import Encoded, MaskedSplit
 from loralab.data.encode import prompt_of
+from loralab.data.stopping import Stops
 from loralab.decoding import Decoding
 from loralab.engine import Proof, Step
 from loralab.labels import Labels
@@ -33,7 +34,7 @@ from loralab.on_torch.features import Features
 from loralab.on_torch.generate import generate_ids
 from loralab.on_torch.heads import head_parameters, is_classifier
 from loralab.on_torch.kinds import check_kind, check_looks_back
-from loralab.on_torch.load import load_tokenizer, load_weights, model_folder, save_model
+from loralab.on_torch.load import check_vocabulary, load_tokenizer, load_weights, model_folder, save_model
 from loralab.on_torch.loss import log_probabilities, smoothed
 from loralab.on_torch.memory import peak_memory
 from loralab.on_torch.models.output import IGNORED
@@ -98,6 +99,7 @@ class TorchEngine:
         """The base as it is: one that writes, or a classifier of these labels."""
         if self.recipe.data.label is None:
             model = self._load(self.folder)
+            check_vocabulary(model, self.tokenizer, self.folder)
             self.causal, self.positions = causal.is_causal(model), causal.positions(model)
             return model
         fitted, self._keeps_head = fitted_labels(labels, self.folder)
@@ -241,7 +243,8 @@ class TorchEngine:
         on_done: Callable[[int], None] | None = None,
         on_token: Callable[[int], None] | None = None,
     ) -> list[list[int]]:
-        return generate_ids(self.model, source_ids, decoding, self.pad_id, on_done, on_token)
+        stops = Stops(self.tokenizer, decoding.stop) if decoding.stop else None
+        return generate_ids(self.model, source_ids, decoding, self.pad_id, on_done, on_token, stops)
 
     def save(self, folder: Path, card: dict[str, Any]) -> Path:
         if self.labels is not None:

@@ -118,6 +118,11 @@ class GPT2(nn.Module):
     peft_task = "CAUSAL_LM"
     turned = TURNED
 
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Further names of a weight in Transformers' class -> ours."""
+        return {HEAD: TIED_TO} if self.lm_head is None else {}
+
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
