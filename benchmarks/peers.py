@@ -1,7 +1,7 @@
 """What the benchmarks share: the model that all train, real rows, a fair race, and ratios with their spread.
 
-The model has T5-small's shape with random weights, as speed does not depend on what they say; the rows are DialogSum's,
-in the published prompt and T5's tokens.
+The models have T5-small's and GPT-2's shape with random weights, as speed does not depend on what they say; the rows are
+DialogSum's, in the published prompt and each model's tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from loralab.config import Recipe
 from loralab.recipe_file import load_recipe
@@ -61,20 +68,23 @@ GRID = [
 def arguments(about: str) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder with dialogsum/ and tokenizers/t5/")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder with dialogsum/ and tokenizers/")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
     parser.add_argument("--rounds", type=int, default=5, help="how often each side takes its turn")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout; all else goes to stderr")
     return parser
 
 
-def make_base(folder: Path, data: Path) -> Path:
-    """A folder with a random model and T5's tokenizer, as the hub would hold it."""
+def make_base(folder: Path, data: Path, family: str = "t5", **sizes: int) -> Path:
+    """A folder with a random model and its tokenizer, as the hub would hold it; `sizes` in the place of GPT-2's."""
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    T5ForConditionalGeneration(T5Config(**SMALL)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(data / "tokenizers/t5").save_pretrained(folder)
+    model: PreTrainedModel = (
+        T5ForConditionalGeneration(T5Config(**SMALL)) if family == "t5" else GPT2LMHeadModel(GPT2Config(**sizes))
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(data / "tokenizers" / family).save_pretrained(folder)
     return folder
 
 
