@@ -1,12 +1,18 @@
-"""How a model writes: the settings of generation, in a recipe and from Python alike."""
+"""How a model writes: the settings of generation, in a recipe and from Python alike; and what both engines share of them: the
+numbers behind the draws, the end of a text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
 
+from loralab.errors import UserError
 from loralab.model_settings import Count, Settings
+
+TOKENS_PER_BATCH = 32768  # positions whose keys and values are kept at once: of the sources, and of every beam
 
 
 class Decoding(Settings):
@@ -56,3 +62,31 @@ class Decoding(Settings):
                 if not there and value != type(self).model_fields[name].default:
                     raise ValueError(f"{name} is {value}, which means something only with {need}")
         return self
+
+
+def decoding_of(settings: dict[str, Any]) -> Decoding:
+    """Those of the arguments that are settings of generation.
+
+    Raises:
+        UserError: a setting is out of its bounds, or means nothing with the others.
+    """
+    try:
+        return Decoding(**{name: value for name, value in settings.items() if name in Decoding.model_fields})
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(dict(mistake)) for mistake in error.errors())) from error
+
+
+def _explain(mistake: dict[str, Any]) -> str:
+    message = str(mistake["msg"]).removeprefix("Value error, ").replace("Input should be", "it must be")
+    return f"{mistake['loc'][0]} is {mistake['input']!r}; {message}" if mistake["loc"] else message
+
+
+def uniforms(seed: int, rows: Sequence[int], steps: int) -> np.ndarray:
+    """Numbers from (0, 1] behind the draws, [rows, steps]; each row's are its own, made of the seed and its place in the call."""
+    return np.stack([1 - np.random.default_rng([seed, row]).random(steps) for row in rows])
+
+
+def until(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """The tokens before the first that ends a text."""
+    stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return list(tokens[:stop])

@@ -7,8 +7,9 @@ v1.1 (t5-v1_1, FLAN-T5) with a gated GELU and a head of its own (Shazeer 2020, h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from loralab.errors import ModelError, RecipeError, nearest
@@ -83,6 +84,20 @@ def parse_config(raw: Mapping[str, Any]) -> T5Config:
 # Keys of old published files that hold nothing of their own.
 COPIES_OF_SHARED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 UNUSED_KEYS = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
+
+
+def drop_copies(tensors: dict[str, Any], folder: Path, equal: Callable[[Any, Any], bool]) -> None:
+    """Takes those keys out of a file's tensors, of either framework.
+
+    Raises:
+        ModelError: a copy of the embedding differs from it.
+    """
+    for key in UNUSED_KEYS:
+        tensors.pop(key, None)
+    for key in COPIES_OF_SHARED:
+        copy = tensors.pop(key, None)
+        if copy is not None and not equal(tensors.setdefault("shared.weight", copy), copy):
+            raise ModelError(f"{folder}: {key} differs from shared.weight; in a T5 both are one embedding.")
 
 
 def _v1_0(d_model: int, d_kv: int, d_ff: int, layers: int, heads: int) -> T5Config:

@@ -53,7 +53,8 @@ class Weight:
     @property
     def vector(self) -> bool:
         """A bias or a norm's scale, also one for each of several layers."""
-        return len(self.shape) <= 1 or any(word in name for name in self._names() for word in VECTORS)
+        named = any(word in name for name in self._names() for word in VECTORS)
+        return len(self.shape) <= 1 or (named and not self.embedding)
 
     @property
     def embedding(self) -> bool:
@@ -97,7 +98,7 @@ def dotted(path: tuple[Any, ...]) -> str:
 def _weight(path: str, leaf: Any) -> Weight:
     module, _, last = path.rpartition(".")
     weight = Weight(path, module if module and last in UNSEEN else path, tuple(leaf.shape), leaf.dtype, None)
-    if len(weight.shape) != 2 or (weight.vector and not weight.embedding) or not weight.floating:
+    if len(weight.shape) != 2 or weight.vector or not weight.floating:
         return weight
     axes = "oi" if last == "weight" and not weight.embedding else "io"
     return Weight(path, weight.module, weight.shape, weight.dtype, axes)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from loralab.data.stopping import Stops
-from loralab.decoding import Decoding
-from loralab.on_torch.decode import LEAVING, begin, until
+from loralab.decoding import Decoding, until
+from loralab.on_torch.decode import LEAVING, begin
 from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.sampling import penalised

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from loralab import adapter as files
 from loralab.errors import ModelError
 from loralab.labels import Labels, aligned
+from loralab.model_files import read_config, weight_files
 from loralab.on_torch.heads import head_parameters
-from loralab.on_torch.load import quiet_transformers, read_config, weight_files
+from loralab.on_torch.load import quiet_transformers
 from loralab.on_torch.loss import log_probabilities, smoothed
 
 if TYPE_CHECKING:

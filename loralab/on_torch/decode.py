@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from loralab.data.stopping import Stops
-from loralab.decoding import Decoding
+from loralab.decoding import Decoding, until
 from loralab.on_torch.models import gpt2_decoding, t5_decoding
 from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
@@ -91,9 +91,3 @@ def decode(
             memory.keep(~ended)
             open_rows, ended = open_rows[~ended], ended[~ended]
     return [until(row, model.ends) for row in written[:, begun:].tolist()]
-
-
-def until(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
-    """The tokens before the first that ends a text."""
-    stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return list(tokens[:stop])

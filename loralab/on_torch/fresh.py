@@ -23,8 +23,8 @@ from torch import Tensor
 
 from loralab.errors import ModelError
 from loralab.families.t5 import T5Config, config_json, new_config
+from loralab.model_files import SAFETENSORS, load_tokenizer, model_folder
 from loralab.model_settings import ModelSettings
-from loralab.on_torch.load import SAFETENSORS, load_tokenizer, model_folder
 from loralab.on_torch.models.t5 import T5
 
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from loralab.data.stopping import Stops, cut
-from loralab.decoding import Decoding
+from loralab.decoding import TOKENS_PER_BATCH, Decoding, decoding_of
 from loralab.errors import UserError
 from loralab.on_torch.beam import beam_search
 from loralab.on_torch.decode import decode
@@ -23,8 +22,6 @@ from loralab.on_torch.transformers_generate import transformers_decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TOKENS_PER_BATCH = 32768  # positions whose keys and values are kept at once: of the sources, and of every beam
 
 
 def generate_ids(
@@ -144,11 +141,7 @@ def generate(
     Raises:
         UserError: a setting is out of its bounds, or means nothing with the others.
     """
-    settings = {name: value for name, value in locals().items() if name in Decoding.model_fields}
-    try:
-        decoding = Decoding(**settings)
-    except ValidationError as error:
-        raise UserError("; ".join(_explain(dict(mistake)) for mistake in error.errors())) from error
+    decoding = decoding_of(locals())
     sources = [tokenizer(text).input_ids or _start(text, tokenizer) for text in texts]
     stops = Stops(tokenizer, decoding.stop) if decoding.stop else None
     answers = generate_ids(model, sources, decoding, tokenizer.pad_token_id or 0, stops=stops)
@@ -163,8 +156,3 @@ def _start(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     raise UserError(
         f"The text {text!r} has no tokens, and the tokenizer has none to begin a text with. Give a text of a word or more."
     )
-
-
-def _explain(mistake: dict[str, Any]) -> str:
-    message = str(mistake["msg"]).removeprefix("Value error, ").replace("Input should be", "it must be")
-    return f"{mistake['loc'][0]} is {mistake['input']!r}; {message}" if mistake["loc"] else message

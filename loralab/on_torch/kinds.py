@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from loralab.errors import ModelError, nearest
+from loralab.model_files import read_config
 from loralab.on_torch.causal import without_cache
-from loralab.on_torch.load import read_config
 
 # Keys of config.json that models of pictures and of sound have.
 SENSES = ("vision_config", "image_size", "patch_size", "num_channels", "audio_config", "num_mel_bins", "conv_kernel")

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from loralab.decoding import Decoding
+from loralab.decoding import Decoding, uniforms
 
 
 def penalised(scores_NV: Tensor, written_NL: Tensor, penalty: float) -> Tensor:
@@ -51,18 +50,13 @@ def draw(logits_NV: Tensor, uniform_N: Tensor) -> Tensor:
     return torch.searchsorted(cumulated_NV, reached_N1)[:, 0]
 
 
-def uniforms(seed: int, rows: Sequence[int], steps: int) -> Tensor:
-    """Numbers from (0, 1], [rows, steps]; each row's are its own."""
-    return torch.from_numpy(np.stack([1 - np.random.default_rng([seed, row]).random(steps) for row in rows]))
-
-
 class Draws:
     """The draws of a batch: one number for each row and step."""
 
     def __init__(self, decoding: Decoding, rows: Sequence[int]) -> None:
         """`rows`: the places of the batch's rows in the call."""
         self.decoding = decoding
-        self.uniforms = uniforms(decoding.seed, rows, decoding.max_new_tokens).float()
+        self.uniforms = torch.from_numpy(uniforms(decoding.seed, rows, decoding.max_new_tokens)).float()
 
     def __call__(self, logits_NV: Tensor, rows_N: Tensor, step: int) -> Tensor:
         """Tokens [N] for these rows of the batch."""

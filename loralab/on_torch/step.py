@@ -25,6 +25,7 @@ from loralab.data.stopping import Stops
 from loralab.decoding import Decoding
 from loralab.engine import Proof, Step
 from loralab.labels import Labels
+from loralab.model_files import load_tokenizer, model_folder
 from loralab.on_torch import causal, classifier
 from loralab.on_torch.classifier import fitted_labels, label_losses, load_classifier, stored_labels, write_labels
 from loralab.on_torch.cuts import encoder_of, find_cut
@@ -34,7 +35,7 @@ from loralab.on_torch.features import Features
 from loralab.on_torch.generate import generate_ids
 from loralab.on_torch.heads import head_parameters, is_classifier
 from loralab.on_torch.kinds import check_kind, check_looks_back
-from loralab.on_torch.load import check_vocabulary, load_tokenizer, load_weights, model_folder, save_model
+from loralab.on_torch.load import check_vocabulary, load_weights, save_model
 from loralab.on_torch.loss import log_probabilities, smoothed
 from loralab.on_torch.memory import peak_memory
 from loralab.on_torch.models.output import IGNORED

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from loralab import adapter as files
+from loralab import fits
 from loralab.adapter import AdapterFiles
-from loralab.errors import AdapterError, nearest
-from loralab.fingerprint import difference
+from loralab.errors import AdapterError
+from loralab.fits import Base
 from loralab.on_torch.attach import Adapter, attachment_for, base_parameters, fingerprint, install, plain_modules
 from loralab.on_torch.linear import WRAPPABLE, dense_weight
 
@@ -33,14 +33,14 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
 
 def check_fits(model: nn.Module, folder: str | Path) -> AdapterFiles:
     """An adapter from disk, if it fits this model; raises AdapterError where it does not."""
-    stored = files.read(folder)
-    _check_base(model, stored, folder)
-    modules, parameters = plain_modules(model), base_parameters(model)
-    _check_names(modules, parameters, stored, folder)
-    for target, arrays in stored.updates.items():
-        _check_update(stored, target, arrays, dense_weight(modules[target]), folder)
-    for parameter, array in stored.tuned.items():
-        _check_shape(parameter, array, tuple(parameters[parameter].shape), folder)
+    stored, modules = files.read(folder), plain_modules(model)
+    base = Base(
+        name=str(getattr(model, "name_or_path", "") or type(model).__name__),
+        maps={n: tuple(dense_weight(m).shape) for n, m in modules.items() if isinstance(m, WRAPPABLE)},
+        parameters={name: tuple(parameter.shape) for name, parameter in base_parameters(model).items()},
+        fingerprint=lambda names: fingerprint(model, names),
+    )
+    fits.check_fits(stored, base, folder)
     return stored
 
 
@@ -77,53 +77,3 @@ def fill_from(adapter: Adapter, stored: AdapterFiles) -> None:
                 parameter.copy_(torch.from_numpy(arrays[part].copy()))
         for name, array in stored.tuned.items():
             adapter.tuned[name].copy_(torch.from_numpy(array.copy()))
-
-
-def _check_base(model: nn.Module, stored: AdapterFiles, folder: str | Path) -> None:
-    record = stored.card.get("base", {}).get("fingerprint")
-    problem = difference(record, fingerprint(model, record)) if record else None
-    if problem:
-        name = str(getattr(model, "name_or_path", "") or type(model).__name__)
-        raise AdapterError(
-            f"{folder} was trained on the base {stored.base_name!r}, but this model ({name}) is another: {problem}."
-        )
-
-
-def _check_names(
-    modules: dict[str, nn.Module], parameters: dict[str, nn.Parameter], stored: AdapterFiles, folder: str | Path
-) -> None:
-    wrappable = [name for name, module in modules.items() if isinstance(module, WRAPPABLE)]
-    extra = [name for name in stored.updates if name not in wrappable] + [
-        name for name in stored.tuned if name not in parameters
-    ]
-    if extra:
-        raise AdapterError(
-            f"{folder} holds {len(extra)} tensors for modules that this model does not have, such as {extra[0]!r}. "
-            f"{nearest(extra[0], [*wrappable, *parameters])}"
-        )
-    if missing := files.missing_modules(stored, wrappable):
-        raise AdapterError(
-            f"{folder} lacks the tensors of {len(missing)} modules that its target_modules selects here, such as {missing[0]!r}."
-        )
-
-
-def _check_update(
-    stored: AdapterFiles, target: str, arrays: dict[str, np.ndarray], weight_OI: Tensor, folder: str | Path
-) -> None:
-    rank, (outputs, inputs) = stored.spec.rank_of(target), weight_OI.shape
-    expected: dict[str, tuple[int, ...]] = {"A": (rank, inputs), "B": (outputs, rank)}
-    if stored.spec.use_dora:
-        expected["magnitude"] = (outputs,)
-    if set(arrays) != set(expected):
-        raise AdapterError(
-            f"{folder} holds {', '.join(sorted(arrays))} for {target!r}; its settings call for {', '.join(sorted(expected))}."
-        )
-    for part, shape in expected.items():
-        _check_shape(f"{part} of {target}", arrays[part], shape, folder)
-
-
-def _check_shape(what: str, array: np.ndarray, expected: tuple[int, ...], folder: str | Path) -> None:
-    if array.shape != expected:
-        raise AdapterError(
-            f"{folder}: {what} has the shape {array.shape}; this base and these settings need {expected}."
-        )

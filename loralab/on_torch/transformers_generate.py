@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from loralab.data.stopping import Stops
-from loralab.decoding import Decoding
-from loralab.on_torch.decode import until
+from loralab.decoding import Decoding, until
 from loralab.on_torch.sampling import Draws
 
 Heard = Callable[[int], None]

@@ -1,0 +1,241 @@
+"""One training by both engines: a T5 on rows of a data set, the same start, the same batches, AdamW, fp32, no dropout.
+
+    python benchmarks/jax_t5.py MODEL DATA --method lora --rate 1e-3 --steps 200 --out lora
+
+MODEL and DATA are what `model.name` and `data.name` are in a recipe. Prints one object: the losses of both engines, how far apart
+they ever were, and the seconds of a step. With --peers, Transformers' own two ways of computing attention are trained beside
+them with PEFT: how far rounding alone leads. Answers to validation rows, by base and both engines, go to OUT/answers.jsonl for
+`loralab score`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import torch
+from torch import Tensor
+
+from loralab.config import Recipe
+from loralab.data.batches import Batch, collate, plan_batches
+from loralab.data.encode import encode, encode_sources
+from loralab.data.prompts import Prompt
+from loralab.data.splits import read_split
+from loralab.decoding import Decoding
+from loralab.model_files import model_folder
+from loralab.on_jax import adapt, load_adapter
+from loralab.on_jax.generate import generate_ids
+from loralab.on_jax.load import load_weights
+from loralab.on_torch import generate as on_torch
+from loralab.on_torch.step import TorchEngine, open_engine
+from loralab.recipe_file import load_recipe
+from loralab.schedule import rate_at
+
+
+def main() -> None:
+    options = parse()
+    recipe = recipe_of(options)
+    engine = open_engine(recipe)
+    batches = fixed_batches(recipe, engine, options)
+    train_in_jax, write_in_jax = in_jax(engine, recipe, options)
+    before = write_in_jax()
+    runs: dict[str, Callable[[Batch, int], float]] = {"torch": partial(in_torch, engine, recipe, len(batches))}
+    runs["jax"] = train_in_jax
+    if options.peers:
+        runs |= {name: Peer(engine, recipe, name, len(batches)).step for name in ("sdpa", "eager")}
+    losses: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for step, batch in enumerate(batches):
+        for name, train in runs.items():
+            begun = time.perf_counter()
+            losses[name].append(train(batch, step))
+            seconds[name].append(time.perf_counter() - begun)
+    print(json.dumps(summary(vars(options), losses, seconds), indent=1))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "losses.json").write_text(json.dumps(losses))
+    if options.answers:
+        after, there = write_in_jax(), write_in_torch(engine, recipe, options)
+        rows = read_split(recipe.data, "validation").examples[: options.answers]
+        with open(options.out / "answers.jsonl", "w", encoding="utf-8") as file:
+            for row, base, mine, other in zip(rows, before, after, there, strict=True):
+                line = {"source": row.source, "summary": row.targets[0], "base": base, "jax": mine, "torch": other}
+                file.write(json.dumps(line) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--method", choices=["lora", "full"], default="lora")
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rows", type=int, default=4, help="of a batch")
+    parser.add_argument("--source", type=int, default=256, help="tokens that sources are cut to, and batches padded to")
+    parser.add_argument("--target", type=int, default=64, help="the same of targets")
+    parser.add_argument("--answers", type=int, default=0, help="validation rows that are answered before and after")
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("jax-t5"))
+    return parser.parse_args()
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    return load_recipe(
+        "flan-t5-base-dialogsum",
+        [
+            f"model.name={options.model}", f"data.name={options.data}", "model.dtype=float32", "model.device=cpu",
+            "model.dropout=0", "lora.dropout=0", "lora.rules=[q, k, v, o]", "lora.rank=8", "lora.alpha=16",
+            f"training.method={options.method}", f"optimizer.learning_rate={options.rate}",
+        ],
+    )  # fmt: skip
+
+
+def fixed_batches(recipe: Recipe, engine: TorchEngine, options: argparse.Namespace) -> list[Batch]:
+    """The first batches of the training split, all of one shape, so that JAX compiles one program."""
+    data = recipe.data.model_copy(update={"max_train_rows": options.rows * options.steps})
+    prompt = Prompt(data.prompt, data.source or "source")
+    encoded = encode(read_split(data, "train"), engine.tokenizer, prompt, options.source, options.target)
+    lengths = encoded.source_lengths, encoded.target_lengths
+    plan = plan_batches(*lengths, tokens_per_batch=None, batch_size=options.rows, seed=1, epoch=0)
+    return [widened(collate(encoded, each, engine.pad_id), options) for each in plan]
+
+
+def widened(batch: Batch, options: argparse.Namespace) -> Batch:
+    def to(width: int, array: np.ndarray, value: int) -> Any:
+        return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=value)
+
+    return replace(
+        batch,
+        source_ids=to(options.source, batch.source_ids, 0),
+        source_mask=to(options.source, batch.source_mask, False),
+        labels=to(options.target, batch.labels, -100),
+    )
+
+
+# The two engines
+
+
+def in_torch(engine: TorchEngine, recipe: Recipe, steps: int, batch: Batch, step: int) -> float:
+    return engine.train_step([batch], rate_at(step, steps, recipe.optimizer)).loss
+
+
+def in_jax(
+    engine: TorchEngine, recipe: Recipe, options: argparse.Namespace
+) -> tuple[Callable[[Batch, int], float], Callable[[], list[str]]]:
+    """A step, and answers of what is trained so far. Starts where the other engine starts, through an adapter's folder."""
+    model, base = load_weights(model_folder(recipe.model.name), np.dtype("float32"))
+    spec, trained = recipe.lora.model_copy(update={"disabled": True}), base
+    if engine.adapter is not None:
+        engine.adapter.save(options.out / "start")
+        spec, trained = load_adapter(options.out / "start", model, base)
+    adapted = adapt(spec, model.token_losses, base)
+    if engine.adapter is None:
+        trained = adapted.start(base)
+    schedule = optax.linear_schedule(options.rate, 0.0, options.steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
+
+    def mean_loss(trained: Any, base: Any, ids: Any, mask: Any, labels: Any) -> Any:
+        return adapted(base, trained, ids, mask, labels).sum() / (labels != -100).sum()
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def update(trained: Any, state: Any, base: Any, ids: Any, mask: Any, labels: Any) -> Any:
+        loss, gradient = jax.value_and_grad(mean_loss)(trained, base, ids, mask, labels)
+        updates, state = optimizer.update(gradient, state, trained)
+        return optax.apply_updates(trained, updates), state, loss
+
+    held = [jax.tree.map(lambda array: array.copy(), trained)]
+    held.append(optimizer.init(held[0]))
+
+    def train(batch: Batch, step: int) -> float:
+        *held[:], loss = update(*held, base, batch.source_ids, batch.source_mask, batch.labels)
+        return float(loss)
+
+    def write() -> list[str]:
+        merged = adapted.merge(base, held[0])
+        sources = sources_of(recipe, engine, options)
+        answers = generate_ids(model, merged, sources, Decoding(max_new_tokens=options.target))
+        return list(engine.tokenizer.batch_decode(answers, skip_special_tokens=True))
+
+    return train, write
+
+
+def sources_of(recipe: Recipe, engine: TorchEngine, options: argparse.Namespace) -> list[list[int]]:
+    """Of the first validation rows."""
+    texts = [row.source for row in read_split(recipe.data, "validation").examples[: options.answers]]
+    prompt = Prompt(recipe.data.prompt, recipe.data.source or "source")
+    return encode_sources(texts, engine.tokenizer, prompt, options.source)[0]
+
+
+def write_in_torch(engine: TorchEngine, recipe: Recipe, options: argparse.Namespace) -> list[str]:
+    answers = on_torch.generate_ids(
+        engine.model, sources_of(recipe, engine, options), Decoding(max_new_tokens=options.target), engine.pad_id
+    )
+    return list(engine.tokenizer.batch_decode(answers, skip_special_tokens=True))
+
+
+class Peer:
+    """Transformers' T5 with PEFT and PyTorch's AdamW, from the same start."""
+
+    def __init__(self, engine: TorchEngine, recipe: Recipe, attention: str, steps: int) -> None:
+        from peft import LoraConfig, get_peft_model
+        from transformers import T5ForConditionalGeneration
+
+        self.recipe, self.steps = recipe, steps
+        self.model: Any = T5ForConditionalGeneration.from_pretrained(
+            model_folder(recipe.model.name), dtype=torch.float32, attn_implementation=attention, dropout_rate=0.0
+        )
+        if engine.adapter is not None:
+            config = LoraConfig(r=8, lora_alpha=16, target_modules=["q", "k", "v", "o"], task_type="SEQ_2_SEQ_LM")
+            self.model = get_peft_model(self.model, config)
+            self.take(engine)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0
+        )
+
+    @torch.no_grad()
+    def take(self, engine: TorchEngine) -> None:
+        assert engine.adapter is not None
+        theirs = dict(self.model.named_parameters())
+        for module, update in engine.adapter.updates.items():
+            for part in "AB":
+                theirs[f"base_model.model.{module}.lora_{part}.default.weight"].copy_(getattr(update, part))
+
+    def step(self, batch: Batch, step: int) -> float:
+        ids, mask, labels = map(torch.from_numpy, (batch.source_ids, batch.source_mask, batch.labels))
+        loss: Tensor = self.model.train()(input_ids=ids, attention_mask=mask, labels=labels).loss
+        self.optimizer.zero_grad()
+        loss.backward()
+        (group,) = self.optimizer.param_groups
+        torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+        group["lr"] = rate_at(step, self.steps, self.recipe.optimizer)
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+def summary(options: dict[str, Any], losses: dict[str, list[float]], seconds: dict[str, list[float]]) -> dict[str, Any]:
+    def apart(one: Iterable[float], other: Iterable[float]) -> dict[str, float]:
+        difference = np.abs(np.subtract(list(one), list(other)))
+        places = sorted({0, 9, 19, 49, 99, len(difference) - 1} & set(range(len(difference))))
+        return {"most": float(difference.max()), **{f"step {at + 1}": float(difference[at]) for at in places}}
+
+    result: dict[str, Any] = {"options": {key: str(value) for key, value in options.items()}}
+    for name, values in losses.items():
+        last = float(np.mean(values[-20:]))
+        result[name] = {"first": values[0], "last 20": last, "seconds a step": float(np.median(seconds[name][1:]))}
+    result["jax to torch"] = apart(losses["jax"], losses["torch"])
+    if "eager" in losses:
+        result["sdpa to eager"] = apart(losses["sdpa"], losses["eager"])
+        result["torch to sdpa"] = apart(losses["torch"], losses["sdpa"])
+    return result
+
+
+if __name__ == "__main__":
+    main()

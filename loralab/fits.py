@@ -1,0 +1,83 @@
+"""Whether an adapter from disk fits a base, whichever engine holds it: the base's weights, its modules, every shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loralab.adapter import AdapterFiles, missing_modules
+from loralab.errors import AdapterError, nearest
+from loralab.fingerprint import Fingerprint, difference
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Base:
+    """What an adapter has to fit."""
+
+    name: str
+    maps: Mapping[str, Shape]
+    """The modules that LoRA can adapt -> [out, in]."""
+    parameters: Mapping[str, Shape]
+    """Every parameter under its name in Hugging Face's files, and its shape there."""
+    fingerprint: Callable[[Iterable[str]], Fingerprint]
+    """That of the parameters of these names, as far as the base has them."""
+
+
+def check_fits(stored: AdapterFiles, base: Base, folder: str | Path) -> None:
+    """Raises AdapterError where the adapter was trained on another base, has tensors too many or too few, or of another shape."""
+    _check_base(stored, base, folder)
+    _check_names(stored, base, folder)
+    for target, arrays in stored.updates.items():
+        _check_update(stored, target, arrays, base.maps[target], folder)
+    for parameter, array in stored.tuned.items():
+        _check_shape(parameter, array, base.parameters[parameter], folder)
+
+
+def _check_base(stored: AdapterFiles, base: Base, folder: str | Path) -> None:
+    record = stored.card.get("base", {}).get("fingerprint")
+    problem = difference(record, base.fingerprint(record)) if record else None
+    if problem:
+        raise AdapterError(
+            f"{folder} was trained on the base {stored.base_name!r}, but this model ({base.name}) is another: {problem}."
+        )
+
+
+def _check_names(stored: AdapterFiles, base: Base, folder: str | Path) -> None:
+    extra = [name for name in stored.updates if name not in base.maps]
+    extra += [name for name in stored.tuned if name not in base.parameters]
+    if extra:
+        raise AdapterError(
+            f"{folder} holds {len(extra)} tensors for modules that this model does not have, such as {extra[0]!r}. "
+            f"{nearest(extra[0], [*base.maps, *base.parameters])}"
+        )
+    if missing := missing_modules(stored, base.maps):
+        raise AdapterError(
+            f"{folder} lacks the tensors of {len(missing)} modules that its target_modules selects here, such as {missing[0]!r}."
+        )
+
+
+def _check_update(
+    stored: AdapterFiles, target: str, arrays: dict[str, np.ndarray], shape: Shape, folder: str | Path
+) -> None:
+    rank, (outputs, inputs) = stored.spec.rank_of(target), shape
+    expected: dict[str, Shape] = {"A": (rank, inputs), "B": (outputs, rank)}
+    if stored.spec.use_dora:
+        expected["magnitude"] = (outputs,)
+    if set(arrays) != set(expected):
+        raise AdapterError(
+            f"{folder} holds {', '.join(sorted(arrays))} for {target!r}; its settings call for {', '.join(sorted(expected))}."
+        )
+    for part, of_part in expected.items():
+        _check_shape(f"{part} of {target}", arrays[part], of_part, folder)
+
+
+def _check_shape(what: str, array: np.ndarray, expected: Shape, folder: str | Path) -> None:
+    if array.shape != expected:
+        raise AdapterError(
+            f"{folder}: {what} has the shape {array.shape}; this base and these settings need {expected}."
+        )

@@ -1,0 +1,141 @@
+"""An adapter of our T5 on disk, PEFT's folder as `loralab/adapter.py` writes and reads it: from what `lora_init` trains, and
+back. PyTorch is not needed for either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from loralab import adapter as files
+from loralab.adapter import AdapterFiles
+from loralab.errors import AdapterError
+from loralab.fingerprint import Fingerprint, take
+from loralab.fits import Base, check_fits
+from loralab.on_jax.lora import Trainable, adapt
+from loralab.on_jax.models.t5 import T5
+from loralab.on_jax.models.t5_layers import Params
+from loralab.on_jax.names import as_on_disk, leaves, name_on_disk, transposed
+from loralab.on_jax.weights import read
+from loralab.spec import LoRASpec
+
+
+def save_adapter(
+    folder: str | Path,
+    model: T5,
+    params: Params,
+    spec: LoRASpec,
+    trainable: Trainable,
+    base_name: str | None = None,
+    tokenizer: Any = None,
+) -> None:
+    """Writes PEFT's folder with our `loralab.json`, and the tokenizer beside it where one is given.
+
+    Args:
+        params: the base's weights, as they were given to `lora_init`.
+        base_name: the folder or hub id that the base was loaded from; PEFT's users look there for it.
+
+    Raises:
+        AdapterError: there is nothing that PEFT's files could hold: the spec is disabled, or adapts a tied embedding.
+    """
+    content = to_files(model, params, spec, trainable, base_name)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write(folder, content)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def to_files(
+    model: T5, params: Params, spec: LoRASpec, trainable: Trainable, base_name: str | None = None
+) -> AdapterFiles:
+    """The adapter as arrays."""
+    if spec.disabled:
+        raise AdapterError(
+            "LoRASpec(disabled=True) trains the whole model: there is no adapter. Save it with save_model."
+        )
+    updates = {name: parts for name, parts in trainable.items() if isinstance(parts, dict)}
+    whole = {path: array for path, array in trainable.items() if path not in updates}
+    _refuse_tied(model, params, updates)
+    tuned = {name_on_disk(path): _array(as_on_disk(path, array)) for path, array in whole.items()}
+    base = _base(params, base_name)
+    return AdapterFiles(
+        spec=spec,
+        updates={name: {part: _array(array) for part, array in parts.items()} for name, parts in updates.items()},
+        tuned=tuned,
+        embeddings=frozenset(w.module for w in read(params, {}) if w and w.embedding and w.module in updates),
+        base_name=base_name,
+        task_type="SEQ_2_SEQ_LM",
+        card={
+            "format": 1,
+            "base": {
+                "name": base_name,
+                "fingerprint": base.fingerprint(name for name in base.parameters if name not in tuned),
+            },
+        },
+    )
+
+
+def load_adapter(folder: str | Path, model: T5, params: Params) -> tuple[LoRASpec, Trainable]:
+    """An adapter from disk, ours or PEFT's: the spec for `lora_init` with the same weights, and what it trained.
+
+    Raises:
+        AdapterError: the adapter was trained on another base; it has too many or too few tensors for this one; a shape does not
+            fit; it adapts what `lora_init` would adapt otherwise.
+    """
+    stored = files.read(folder)
+    check_fits(stored, _base(params), folder)
+    _refuse_tied(model, params, stored.updates)
+    if not stored.updates:
+        raise AdapterError(f"{folder} holds no update of LoRA's, only parameters that it replaces; PyTorch loads it.")
+    spec = stored.spec.model_copy(update={"rules": tuple(stored.updates)})
+    start = adapt(spec, model.forward, params).start(params)
+    whole = {name_on_disk(path): path for path, value in start.items() if not isinstance(value, dict)}
+    if odd := sorted(set(whole) ^ set(stored.tuned)):
+        raise AdapterError(
+            f"{folder}: its settings (modules_to_save, bias) and its tensors differ in {len(odd)} parameters, such as {odd[0]!r}."
+        )
+    trainable: Trainable = jax.tree.map(
+        lambda old, new: jnp.asarray(new, old.dtype), {name: start[name] for name in stored.updates}, stored.updates
+    )
+    for name, path in whole.items():
+        trainable[path] = jnp.asarray(as_on_disk(path, stored.tuned[name]), start[path].dtype)
+    return spec, trainable
+
+
+def _refuse_tied(model: T5, params: Params, updates: Iterable[str]) -> None:
+    """PEFT adapts one use of a shared weight, `lora_init` every use."""
+    for name in updates:
+        if name in model.tied_modules(params):
+            raise AdapterError(
+                f"{name!r} shares its weight with another module (input and output embedding are tied): LoRA cannot adapt it."
+            )
+
+
+def _base(params: Params, name: str | None = None) -> Base:
+    found = {name_on_disk(path): (path, array) for path, array in leaves(params)}
+    shapes = {
+        key: tuple(array.shape[::-1] if transposed(path) else array.shape) for key, (path, array) in found.items()
+    }
+    maps = {
+        weight.module: (weight.shape[weight.axes.index("o")], weight.shape[weight.axes.index("i")])
+        for weight in read(params, {})
+        if weight is not None and weight.axes is not None
+    }
+
+    def fingerprint(names: Iterable[str]) -> Fingerprint:
+        return take({key: shapes[key] for key in names if key in shapes}, values)
+
+    def values(key: str, positions: np.ndarray) -> list[float]:
+        (path, array), places = found[key], np.unravel_index(positions, shapes[key])
+        return [float(value) for value in array[places[::-1] if transposed(path) else places]]
+
+    return Base(name or "T5 in JAX", maps, shapes, fingerprint)
+
+
+def _array(array: Any) -> np.ndarray:
+    return np.asarray(array, np.float32)
