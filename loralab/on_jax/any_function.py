@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from jax import Array, lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.sharding import Sharding
 
 from loralab.on_jax.dropout import Masks
 from loralab.on_jax.factored import STRUCTURE, Factored, dense, is_factored
@@ -45,30 +45,21 @@ class Scope:
 
 
 def call(f: Callable[..., Any], scope: Scope, *args: Any, **kwargs: Any) -> Any:
-    """f(*args, **kwargs), where leaves of the arguments may be Factored. What is no array in them reaches f as it is."""
+    """f(*args, **kwargs), where leaves of the arguments may be Factored. Everything else reaches f as it is."""
     leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_factored)
-    places = [at for at, leaf in enumerate(leaves) if is_factored(leaf) or _is_array(leaf)]
-    results: list[Any] = []
+    weights = {at: leaf for at, leaf in enumerate(leaves) if isinstance(leaf, Factored)}
+    returned: list[Any] = []
 
-    def program(*arrays: Array) -> list[Array]:
-        filled = list(leaves)
-        for at, array in zip(places, arrays, strict=True):
-            filled[at] = array
-        inner_args, inner_kwargs = jax.tree.unflatten(tree, filled)
-        results[:] = jax.tree.flatten(f(*inner_args, **inner_kwargs))
-        return [leaf for leaf in results[0] if _is_array(leaf)]
+    def program(*plain: Array) -> list[Array]:
+        places = dict(zip(weights, plain, strict=True))
+        inner_args, inner_kwargs = jax.tree.unflatten(tree, [places.get(at, leaf) for at, leaf in enumerate(leaves)])
+        returned[:] = jax.tree.flatten(f(*inner_args, **inner_kwargs))
+        return [leaf for leaf in returned[0] if isinstance(leaf, jax.Array)]
 
-    values = [leaves[at] for at in places]
-    closed = jax.make_jaxpr(program)(*[value.W if is_factored(value) else value for value in values])
-    outs = iter(_run(closed.jaxpr, closed.consts, values, scope))
-    returned, returned_tree = results
-    return jax.tree.unflatten(
-        returned_tree, [_plain(next(outs), "return", scope) if _is_array(r) else r for r in returned]
-    )
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+    traced = jax.make_jaxpr(program)(*[weight.W for weight in weights.values()])
+    arrays = iter(_body(traced, scope, *weights.values()))
+    results, results_tree = returned
+    return jax.tree.unflatten(results_tree, [next(arrays) if isinstance(r, jax.Array) else r for r in results])
 
 
 def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], scope: Scope) -> list[Any]:
@@ -110,14 +101,29 @@ def _plain(value: Any, operation: str, scope: Scope) -> Any:
 
 def _body(program: ClosedJaxpr | Jaxpr, scope: Scope, *args: Any) -> list[Array]:
     """The results of a program within this one, plain."""
-    jaxpr, consts = (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
-    return [_plain(out, "return", scope) for out in _run(jaxpr, consts, args, scope)]
+    return [_plain(out, "return", scope) for out in _run(*_opened(program), args, scope)]
 
 
-def _inline(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Any]:
-    program = params.get("jaxpr", params.get("call_jaxpr"))
-    jaxpr, consts = (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
-    return _run(jaxpr, consts, operands, scope)
+def _opened(program: ClosedJaxpr | Jaxpr) -> tuple[Jaxpr, Sequence[Any]]:
+    return (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
+
+
+def _jit(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Any]:
+    """In place: a weight that goes in factored may come out so."""
+    jaxpr, consts = _opened(params["jaxpr"])
+    placed = map(_placed, operands, params["in_shardings"])
+    return [*map(_placed, _run(jaxpr, consts, [*placed], scope), params["out_shardings"])]
+
+
+def _placed(value: Any, sharding: Any) -> Any:
+    """A value on the devices that an inner `jit` asks for, if it does."""
+    if is_factored(value) or not isinstance(sharding, Sharding):
+        return value
+    return lax.with_sharding_constraint(value, sharding)
+
+
+def _closed_call(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Any]:
+    return _run(*_opened(params["call_jaxpr"]), operands, scope)
 
 
 def _remat(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Array]:
@@ -137,7 +143,7 @@ def _scan(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Arr
     keys = None if key is None else jax.random.split(key, params["length"])
 
     def body(carry: list[Array], turn: tuple[list[Any], Array | None]) -> tuple[list[Array], list[Array]]:
-        layer = [replace(x, axes=x.axes[1:]) if isinstance(x, Factored) else x for x in turn[0]]
+        layer = [x.one_layer() if isinstance(x, Factored) else x for x in turn[0]]
         outs = _body(params["jaxpr"], scope.inside(turn[1]), *consts, *carry, *layer)
         return outs[: len(start)], outs[len(start) :]
 
@@ -174,10 +180,10 @@ def _branch(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[A
 
 
 CALLS: dict[str, Callable[[dict[str, Any], list[Any], Scope], list[Any]]] = {
-    "jit": _inline,
-    "pjit": _inline,
-    "closed_call": _inline,
-    "core_call": _inline,
+    "jit": _jit,
+    "pjit": _jit,
+    "closed_call": _closed_call,
+    "core_call": _closed_call,
     "checkpoint": _remat,
     "remat": _remat,
     "remat2": _remat,

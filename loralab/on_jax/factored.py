@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -65,6 +65,10 @@ class Factored:
             array.dtype
         )
 
+    def one_layer(self) -> Factored:
+        """What a scan over the layers has taken apart: the arrays have lost their first axis, now the letters do."""
+        return Factored(self.W, self.A, self.B, self.stretch, self.axes[1:], self.scale, self.name)
+
     def letters(self, kinds: str | None = None) -> str:
         """einsum's letters of W's axes, in their order; or of those of some kinds, kind by kind, z being r."""
         if kinds is None:
@@ -96,14 +100,9 @@ Change = Callable[[Array, list[Place]], Array]
 def _changed(weight: Factored, W: Array, axes: str, change: Change) -> Factored:
     """The weight with a new W, and each other part changed."""
     layers, inputs, outputs = (weight.places(kind) for kind in "lio")
-    return replace(
-        weight,
-        W=W,
-        A=change(weight.A, [*layers, None, *inputs]),
-        B=change(weight.B, [*layers, *outputs, None]),
-        stretch=None if weight.stretch is None else change(weight.stretch, [*layers, *outputs]),
-        axes=axes,
-    )
+    A, B = change(weight.A, [*layers, None, *inputs]), change(weight.B, [*layers, *outputs, None])
+    stretch = None if weight.stretch is None else change(weight.stretch, [*layers, *outputs])
+    return Factored(W, A, B, stretch, axes, weight.scale, weight.name)
 
 
 def _transpose(params: dict[str, Any], weight: Factored) -> Factored:
@@ -165,14 +164,9 @@ def _into(weight: Factored, shape: tuple[int, ...]) -> Factored | None:
         return None
     rank = weight.A.shape[len(weight.places("l"))]
     layers, inputs, outputs = ([s for s, axis in zip(shape, axes, strict=True) if axis == kind] for kind in "lio")
-    return replace(
-        weight,
-        W=weight.W.reshape(shape),
-        A=weight.A.reshape(*layers, rank, *inputs),
-        B=weight.B.reshape(*layers, *outputs, rank),
-        stretch=None if weight.stretch is None else weight.stretch.reshape(*layers, *outputs),
-        axes=axes,
-    )
+    A, B = weight.A.reshape(*layers, rank, *inputs), weight.B.reshape(*layers, *outputs, rank)
+    stretch = None if weight.stretch is None else weight.stretch.reshape(*layers, *outputs)
+    return Factored(weight.W.reshape(shape), A, B, stretch, axes, weight.scale, weight.name)
 
 
 def _axes_after(axes: str, old: Sequence[int], new: Sequence[int]) -> str | None:
@@ -202,28 +196,33 @@ def _axes_after(axes: str, old: Sequence[int], new: Sequence[int]) -> str | None
 def _cast(params: dict[str, Any], weight: Factored) -> Factored | None:
     """The factors stay in theirs: a product casts them to its input's dtype."""
     dtype = params["new_dtype"]
-    return replace(weight, W=weight.W.astype(dtype)) if jnp.issubdtype(dtype, jnp.floating) else None
+    return _with(weight, weight.W.astype(dtype), weight.B) if jnp.issubdtype(dtype, jnp.floating) else None
 
 
 def _multiply(params: dict[str, Any], left: Any, right: Any) -> Factored | None:
     weight, factor = (left, right) if is_factored(left) else (right, left)
     if is_factored(factor) or np.ndim(factor):
         return None
-    return replace(weight, W=weight.W * factor, B=weight.B * jnp.asarray(factor, weight.B.dtype))
+    return _with(weight, weight.W * factor, weight.B * jnp.asarray(factor, weight.B.dtype))
 
 
 def _divide(params: dict[str, Any], weight: Any, divisor: Any) -> Factored | None:
     if not is_factored(weight) or is_factored(divisor) or np.ndim(divisor):
         return None
-    return replace(weight, W=weight.W / divisor, B=weight.B / jnp.asarray(divisor, weight.B.dtype))
+    return _with(weight, weight.W / divisor, weight.B / jnp.asarray(divisor, weight.B.dtype))
 
 
 def _negate(params: dict[str, Any], weight: Factored) -> Factored:
-    return replace(weight, W=-weight.W, B=-weight.B)
+    return _with(weight, -weight.W, -weight.B)
+
+
+def _with(weight: Factored, W: Array, B: Array) -> Factored:
+    return Factored(W, weight.A, B, weight.stretch, weight.axes, weight.scale, weight.name)
 
 
 def _constant(params: dict[str, Any], weight: Factored) -> Factored:
-    return lax.stop_gradient(weight)
+    constant: Factored = lax.stop_gradient(weight)
+    return constant
 
 
 def _same(params: dict[str, Any], weight: Factored) -> Factored:

@@ -28,7 +28,7 @@ from jax import Array
 from loralab.errors import AdapterError, TargetError, nearest
 from loralab.on_jax.any_function import Scope, call
 from loralab.on_jax.dropout import Masks
-from loralab.on_jax.factored import Factored
+from loralab.on_jax.factored import Factored, dense
 from loralab.on_jax.weights import Weight, modules, read, refuse_unsaid
 from loralab.spec import LoRASpec
 from loralab.targets import check_patterns, resolve, select
@@ -72,31 +72,30 @@ def adapt(spec: LoRASpec, f: Callable[..., Any], params: Any, *, axes: Mapping[s
     """f with LoRA, as a function of base and trainable; of params it reads names, shapes and dtypes alone. Raises as `lora_init`."""
     leaves = read(params, axes or {})
     weights = [weight for weight in leaves if weight is not None]
-    targets: list[str] = [] if spec.disabled else _targets(spec, weights)
+    targets = [] if spec.disabled else _targets(spec, weights)
     whole = _whole(spec, weights, targets)
     return Adapted(
         f,
         spec,
-        tuple(leaves),
         jax.tree.structure(params),
-        frozenset(weight.path for weight in weights if weight.module in targets),
-        frozenset(whole),
+        updated={at: weight for at, weight in enumerate(leaves) if weight and weight.module in targets},
+        whole={at: weight for at, weight in enumerate(leaves) if weight and weight.path in whole},
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapted:
     """A function with LoRA on some of its weights. The base stays an argument, and so an argument of whatever compiles it."""
 
     f: Callable[..., Any]
     spec: LoRASpec
-    leaves: tuple[Weight | None, ...]
     tree: Any
-    updated: frozenset[str]
-    """Paths of the weights with an update."""
-    whole: frozenset[str]
-    """Paths of the weights that are trained whole."""
-    reported: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
+    """The base's structure."""
+    updated: Mapping[int, Weight]
+    """The weights with an update, by the number of their leaf in the base."""
+    whole: Mapping[int, Weight]
+    """Those that are trained whole."""
+    reported: set[tuple[str, str]] = field(default_factory=set, repr=False)
 
     def __call__(
         self, base: Any, trainable: Trainable, *args: Any, lora_rng: Array | Unsaid | None = "unsaid", **kwargs: Any
@@ -119,71 +118,62 @@ class Adapted:
         What is trained whole is copied, so that a step to which trainable is donated leaves the base alone; with `disabled`
         it is the base's own arrays.
         """
-        key = jax.random.key(self.spec.seed or 0)
+        leaves, key = self._leaves(base), jax.random.key(self.spec.seed or 0)
         trainable: Trainable = {}
-        for weight, array in zip(self.leaves, self._leaves(base), strict=True):
-            if weight is not None and weight.path in self.updated:
-                trainable[weight.module] = self._first_factors(weight, array, key)
-            elif weight is not None and weight.path in self.whole:
-                trainable[weight.path] = array if self.spec.disabled else jnp.array(array, copy=True)
+        for at, weight in self.updated.items():
+            own_key = jax.random.fold_in(key, zlib.crc32(weight.module.encode()))
+            trainable[weight.module] = first_factors(self.spec, weight, leaves[at], own_key)
+        for at, weight in self.whole.items():
+            trainable[weight.path] = leaves[at] if self.spec.disabled else jnp.array(leaves[at], copy=True)
         return trainable
+
+    def shapes(self) -> dict[str, Any]:
+        """Of what is trained."""
+        updates = {weight.module: factor_shapes(self.spec, weight) for weight in self.updated.values()}
+        return {**updates, **{weight.path: weight.shape for weight in self.whole.values()}}
 
     def merge(self, base: Any, trainable: Trainable) -> Any:
         """Plain weights that do the same, in the base's tree and dtypes; what has no update is the base's own."""
-        merged = [leaf.dense() if isinstance(leaf, Factored) else leaf for leaf in self._filled(base, trainable)]
-        return jax.tree.unflatten(self.tree, merged)
+        return jax.tree.unflatten(self.tree, [dense(leaf) for leaf in self._filled(base, trainable)])
 
     def frozen(self, base: Any) -> Any:
         """The base without what is trained whole: shapes stand in its place, so that its arrays can be freed."""
-        kept = [
-            jax.ShapeDtypeStruct(weight.shape, weight.dtype) if weight and weight.path in self.whole else leaf
-            for weight, leaf in zip(self.leaves, self._leaves(base), strict=True)
-        ]
-        return jax.tree.unflatten(self.tree, kept)
-
-    def _first_factors(self, weight: Weight, array: Array, key: Array) -> Trainable:
-        factors = first_factors(self.spec, weight, jax.random.fold_in(key, zlib.crc32(weight.module.encode())))
-        if self.spec.use_dora:
-            factors["magnitude"] = _factored(self.spec, weight, array, factors).lengths(array)
-        return factors
+        leaves = self._leaves(base)
+        for at, weight in self.whole.items():
+            leaves[at] = jax.ShapeDtypeStruct(weight.shape, weight.dtype)
+        return jax.tree.unflatten(self.tree, leaves)
 
     def _filled(self, base: Any, trainable: Trainable) -> list[Any]:
         """The base's leaves with the updates on them, and with what is trained whole in its place."""
         self._check(trainable)
-        return [
-            _factored(self.spec, weight, leaf, trainable[weight.module], stretch=True)
-            if weight is not None and weight.path in self.updated
-            else trainable[weight.path]
-            if weight is not None and weight.path in self.whole
-            else leaf
-            for weight, leaf in zip(self.leaves, self._leaves(base), strict=True)
-        ]
+        leaves = self._leaves(base)
+        for at, weight in self.updated.items():
+            leaves[at] = factored(self.spec, weight, leaves[at], trainable[weight.module])
+        for at, weight in self.whole.items():
+            leaves[at] = trainable[weight.path]
+        return leaves
 
     def _leaves(self, base: Any) -> list[Any]:
         leaves, tree = jax.tree.flatten(base)
         if tree != self.tree:
             raise AdapterError(
-                f"The base is a tree of {len(leaves)} leaves, {tree}; LoRA was prepared for {self.tree}."
+                f"The base's {len(leaves)} leaves are not the tree of {self.tree.num_leaves} that LoRA was prepared for."
             )
         return leaves
 
     def _check(self, trainable: Trainable) -> None:
         """Raises AdapterError where trainable is not of this adapter."""
-        expected = jax.eval_shape(self._shapes)
+        expected = self.shapes()
         found = trainable if isinstance(trainable, Mapping) else {}
         for name, shapes in expected.items():
             if name not in found:
+                raise AdapterError(f"What is trained lacks {name!r}, which this spec trains. {nearest(name, found)}")
+            if (got := jax.tree.map(jnp.shape, found[name])) != shapes:
                 raise AdapterError(
-                    f"The trainable weights lack {name!r}. {nearest(name, found)} They must come from the same spec."
+                    f"What is trained of {name!r} has the shapes {got}; with this spec they are {shapes}."
                 )
-            if (got := jax.tree.map(jnp.shape, found[name])) != (want := jax.tree.map(jnp.shape, shapes)):
-                raise AdapterError(f"The trainable weights of {name!r} are {got}; this spec expects {want}.")
         if further := [name for name in found if name not in expected]:
-            raise AdapterError(f"The trainable weights have {further[0]!r}, which this spec does not train.")
-
-    def _shapes(self) -> Trainable:
-        structs = [w if w is None else jnp.zeros(w.shape, w.dtype) for w in self.leaves]
-        return self.start(jax.tree.unflatten(self.tree, structs))
+            raise AdapterError(f"What is trained has {further[0]!r}, which this spec does not train.")
 
     def _masks(self, lora_rng: Array | Unsaid | None) -> Masks | None:
         rate = self.spec.dropout
@@ -212,33 +202,43 @@ def _refuse(name: str, operation: str) -> None:
     )
 
 
-def first_factors(spec: LoRASpec, weight: Weight, key: Array) -> dict[str, Array]:
-    """A [l…, r, i…] and B [l…, o…, r] at the start. Their product is zero: B is, or, as in PEFT, A is for an embedding."""
-    assert weight.axes is not None, "what LoRA adapts has axes"
-    layers, inputs, outputs = (
-        [size for size, axis in zip(weight.shape, weight.axes, strict=True) if axis == kind] for kind in "lio"
-    )
-    rank, dtype = spec.rank_of(weight.module), jnp.promote_types(weight.dtype, jnp.float32)
-    A, B = jnp.zeros((*layers, rank, *inputs), dtype), jnp.zeros((*layers, *outputs, rank), dtype)
+def factor_shapes(spec: LoRASpec, weight: Weight) -> dict[str, tuple[int, ...]]:
+    """Of A [l…, r, i…] and B [l…, o…, r], and with DoRA of the magnitude [l…, o…]."""
+    layers, inputs, outputs, rank = *weight.sizes(), spec.rank_of(weight.module)
+    shapes = {"A": (*layers, rank, *inputs), "B": (*layers, *outputs, rank)}
+    return {**shapes, "magnitude": (*layers, *outputs)} if spec.use_dora else shapes
+
+
+def first_factors(spec: LoRASpec, weight: Weight, W: Array, key: Array) -> dict[str, Array]:
+    """An update that changes nothing yet: B is zero, or, as in PEFT, A is for an embedding."""
+    shapes, dtype = factor_shapes(spec, weight), jnp.promote_types(weight.dtype, jnp.float32)
+    factors = {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
+    fan_in = prod(weight.sizes()[1])
     if weight.embedding:
-        return {"A": A, "B": jax.random.normal(key, B.shape, dtype)}
-    fan_in = prod(inputs)
-    if spec.init == "kaiming":
-        bound = fan_in**-0.5
-        return {"A": jax.random.uniform(key, A.shape, dtype, -bound, bound), "B": B}
-    deviation = {"gaussian": 1 / rank, "normal": 1.0, "kaiming_normal": (2 / fan_in) ** 0.5}[spec.init]
-    return {"A": deviation * jax.random.normal(key, A.shape, dtype), "B": B}
+        factors["B"] = jax.random.normal(key, shapes["B"], dtype)
+    elif spec.init == "kaiming":
+        factors["A"] = jax.random.uniform(key, shapes["A"], dtype, -(fan_in**-0.5), fan_in**-0.5)
+    else:
+        deviation = {"gaussian": 1 / spec.rank_of(weight.module), "normal": 1.0, "kaiming_normal": (2 / fan_in) ** 0.5}
+        factors["A"] = deviation[spec.init] * jax.random.normal(key, shapes["A"], dtype)
+    if spec.use_dora:
+        factors["magnitude"] = _plain(spec, weight, W, factors).lengths(W)
+    return factors
 
 
-def _factored(spec: LoRASpec, weight: Weight, W: Array, factors: Trainable, stretch: bool = False) -> Factored:
-    assert weight.axes is not None, "what LoRA adapts has axes"
-    scale = spec.scale_of(weight.module)
-    plain = Factored(W, factors["A"], factors["B"], None, weight.axes, scale, weight.module)
-    if not stretch or "magnitude" not in factors:
+def factored(spec: LoRASpec, weight: Weight, W: Array, factors: Trainable) -> Factored:
+    """A weight with its update; with DoRA the lengths that the magnitudes are held against are constants."""
+    plain = _plain(spec, weight, W, factors)
+    if "magnitude" not in factors:
         return plain
     constant = jax.lax.stop_gradient(plain)
-    lengths = constant.lengths(constant.total())
-    return Factored(W, plain.A, plain.B, factors["magnitude"] / lengths, weight.axes, scale, weight.module)
+    stretch = factors["magnitude"] / constant.lengths(constant.total())
+    return Factored(W, plain.A, plain.B, stretch, plain.axes, plain.scale, plain.name)
+
+
+def _plain(spec: LoRASpec, weight: Weight, W: Array, factors: Trainable) -> Factored:
+    assert weight.axes is not None, "what LoRA adapts has axes"
+    return Factored(W, factors["A"], factors["B"], None, weight.axes, spec.scale_of(weight.module), weight.module)
 
 
 # What the spec selects

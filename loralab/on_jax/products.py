@@ -76,15 +76,16 @@ def _convolve(params: dict[str, Any], masks: Masks | None, x: Any, weight: Any) 
     at = numbers.rhs_spec[0]
     if weight.axes[at] != "o" or set(weight.axes[:at] + weight.axes[at + 1 :]) != {"i"}:
         return None
-    y = lax.conv_general_dilated_p.bind(x, weight.W, **params)
+    y: Array = lax.conv_general_dilated_p.bind(x, weight.W, **params)
     dropped, scale = _dropped(x, weight, masks)
     kernel = jnp.moveaxis((weight.A * scale).astype(x.dtype), 0, at)
-    small = lax.conv_general_dilated_p.bind(dropped, kernel, **params)
+    small: Array = lax.conv_general_dilated_p.bind(dropped, kernel, **params)
     feature, output = numbers.out_spec[1], weight.letters("o")
     of_y = FURTHER[:feature] + output + FURTHER[feature : y.ndim - 1]
     between = of_y.replace(output, RANK)
     update = jnp.einsum(f"{between},{output}{RANK}->{of_y}", small, weight.B.astype(small.dtype))
-    return weight.stretched(y + update.astype(y.dtype), of_y)
+    y = weight.stretched(y + update.astype(y.dtype), of_y)
+    return y
 
 
 def _look_up(params: dict[str, Any], masks: Masks | None, weight: Any, indices: Any) -> Array | None:
@@ -100,7 +101,8 @@ def _look_up(params: dict[str, Any], masks: Masks | None, weight: Any, indices: 
 
     def take(table: Array) -> Array:
         how = {name: params[name] for name in ("unique_indices", "indices_are_sorted", "mode", "fill_value")}
-        return lax.gather(table, indices, numbers, (1, table.shape[1]), **how)
+        taken: Array = lax.gather(table, indices, numbers, (1, table.shape[1]), **how)
+        return taken
 
     table, other = (weight.A.T, weight.B.T) if weight.axes == "io" else (weight.B, weight.A)
     y, (row,) = take(weight.W), numbers.offset_dims

@@ -24,8 +24,7 @@ from loralab.errors import TargetError
 from loralab.targets import Module, matches, select
 
 UNSEEN = ("kernel", "weight", "embedding")  # by the rules, at a path's end
-EMBEDDINGS = ("embed", "shared", "wte", "wpe", "relative_attention_bias")
-VECTORS = ("bias", "scale", "norm")
+EMBEDDINGS = ("shared", "wte", "wpe", "relative_attention_bias")
 
 
 @dataclass(frozen=True)
@@ -51,24 +50,28 @@ class Weight:
         return bool(jnp.issubdtype(self.dtype, jnp.floating))
 
     @property
-    def vector(self) -> bool:
-        """A bias or a norm's scale, also one for each of several layers."""
-        named = any(word in name for name in self._names() for word in VECTORS)
-        return len(self.shape) <= 1 or (named and not self.embedding)
-
-    @property
     def embedding(self) -> bool:
         """A table of rows, by its name."""
-        return any(word in name for name in self._names() for word in EMBEDDINGS)
+        name = self.module.rpartition(".")[2].lower()
+        return self.leaf == "embedding" or (self.leaf != "kernel" and (name in EMBEDDINGS or "embed" in name))
+
+    @property
+    def vector(self) -> bool:
+        """A bias or a norm's scale; by its name also where there is one for each of several layers."""
+        named = self.leaf in ("bias", "scale") or "norm" in self.module.rpartition(".")[2].lower()
+        return len(self.shape) <= 1 or (named and self.leaf not in ("kernel", "embedding"))
 
     @property
     def kind(self) -> str:
         """What it is, for messages."""
-        what = "vector" if self.vector else "matrix" if self.axes else "array"
+        what = "vector" if self.vector else "matrix" if self.axes else "tensor"
         return f"{what} of {self.dtype} {list(self.shape)}"
 
-    def _names(self) -> tuple[str, str]:
-        return self.leaf.lower(), self.module.rpartition(".")[2].lower()
+    def sizes(self) -> tuple[list[int], list[int], list[int]]:
+        """Of a matrix's layers, inputs and outputs."""
+        pairs = list(zip(self.shape, self.axes or "", strict=True))
+        layers, inputs, outputs = ([size for size, axis in pairs if axis == kind] for kind in "lio")
+        return layers, inputs, outputs
 
 
 def read(params: Any, said: Mapping[str, str]) -> list[Weight | None]:
@@ -98,7 +101,7 @@ def dotted(path: tuple[Any, ...]) -> str:
 def _weight(path: str, leaf: Any) -> Weight:
     module, _, last = path.rpartition(".")
     weight = Weight(path, module if module and last in UNSEEN else path, tuple(leaf.shape), leaf.dtype, None)
-    if len(weight.shape) != 2 or weight.vector or not weight.floating:
+    if len(weight.shape) != 2 or (weight.vector and not weight.embedding) or not weight.floating:
         return weight
     axes = "oi" if last == "weight" and not weight.embedding else "io"
     return Weight(path, weight.module, weight.shape, weight.dtype, axes)
