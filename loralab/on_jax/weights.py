@@ -125,7 +125,7 @@ def _said_axes(said: Mapping[str, str], weights: list[Weight]) -> Iterator[tuple
 
 def modules(weights: list[Weight]) -> Iterator[Module]:
     """The weights as the rules see them, each after the groups that hold it."""
-    seen: set[str] = set()
+    seen = {weight.module for weight in weights}
     for weight in weights:
         parts = weight.module.split(".")
         for end in range(1, len(parts)):
