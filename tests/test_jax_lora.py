@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,22 +148,21 @@ def parallel(params: Any, x: Array) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_dropout_is_per_element_and_shared_by_those_who_read_the_same(shared: bool) -> None:
+    """With a base of zeros, and A and B of ones: each sum tells what was left out of it."""
     params = {"q": jnp.zeros((400, 1)), "v": jnp.zeros((400, 1))}
-    spec = LoRASpec(rank=400, rules=["q", "v"], dropout=0.25, shared_dropout=shared)
-    trainable, apply_fn, _ = lora_init(spec, parallel, params)
-    trainable = {name: {"A": jnp.eye(400), "B": 2.0 ** (jnp.arange(400) % 20)[None]} for name in trainable}
-    x = jnp.ones((8, 400))
-    q, v = apply_fn(trainable, x, lora_rng=jax.random.key(0))
-    assert len({float(each) for each in q[:, 0]}) == 8, "each row has a mask of its own"
+    spec = LoRASpec(rank=1, rules=["q", "v"], dropout=0.25, shared_dropout=shared)
+    _, apply_fn, _ = lora_init(spec, parallel, params)
+    trainable = {name: {"A": jnp.ones((1, 400)), "B": jnp.ones((1, 1))} for name in params}
+    x, key = random(1, 8, 400), jax.random.key(0)
+    q, v = apply_fn(trainable, x, lora_rng=key)
     assert bool((q == v).all()) is shared
     again, other = (apply_fn(trainable, x, lora_rng=jax.random.key(seed))[0] for seed in (0, 1))
     assert (again == q).all() and not (other == q).any()
-    kept = apply_fn({**trainable, "q": {"A": jnp.eye(400), "B": jnp.ones((1, 400))}}, x, lora_rng=jax.random.key(0))[0]
+    same_rows = apply_fn(trainable, jnp.broadcast_to(x[0], x.shape), lora_rng=key)[0]
+    assert len(np.unique(np.asarray(same_rows))) == 8, "each row has a mask of its own"
+    kept = apply_fn(trainable, jnp.ones((8, 400)), lora_rng=key)[0]
     assert float(kept.mean()) == pytest.approx(400, rel=0.05)  # 3,200 coins, and 1/(1 − 0.25)
-    close(
-        apply_fn(trainable, x, lora_rng=None),
-        (x * 2.0 ** (jnp.arange(400) % 20)).sum(1, keepdims=True) * jnp.ones(2)[:, None, None],
-    )
+    close(apply_fn(trainable, x, lora_rng=None)[0], x.sum(1, keepdims=True))
 
 
 def test_each_turn_of_a_scan_draws_its_own_mask() -> None:
@@ -334,7 +334,7 @@ def test_what_is_trained_must_be_of_the_spec() -> None:
     ]:
         with pytest.raises(AdapterError, match=message):
             apply_fn(wrong, X)
-    adapted = adapt(LoRASpec(rules="one"), two_layers, TWO_LAYERS)
+    adapted = adapt(LoRASpec(rank=2, rules="one"), two_layers, TWO_LAYERS)
     with pytest.raises(AdapterError, match=r"The base's 1 leaves are not the tree of 3 that LoRA was prepared for"):
         adapted({"one": {"kernel": W}}, trainable, X)
 
@@ -362,37 +362,36 @@ def test_the_base_is_an_argument_and_no_constant() -> None:
 def test_a_train_state_and_an_orbax_checkpoint(tmp_path: Path) -> None:
     """Linen's model, TrainState, a saved and restored adapter, merged weights: the published sequence."""
     model, ids, key = Reader(), jnp.array([[1, 2, 3], [4, 5, 6]]), jax.random.key(0)
-    params = model.init(key, ids)
-    spec = LoRASpec(rank=2, rules=["embed", "attention.*", "up", "head"], dropout=0.1, tune_vectors=True)
-    axes = {"query": "ioo", "key": "ioo", "value": "ioo", "out": "iio"}
+    params, forward = jax.jit(model.init)(key, ids), jax.jit(partial(model.apply, activation="sin"))
+    spec = LoRASpec(rank=2, rules=["embed", "query", "attention.out", "up"], dropout=0.1, tune_vectors=True)
+    axes = {"query": "ioo", "out": "iio"}
     trainable, apply_fn, merge_fn = lora_init(spec, model.apply, params, axes=axes)
     state = TrainState.create(apply_fn=apply_fn, params=trainable, tx=optax.adamw(1e-2))
 
+    def loss(logits: Array) -> Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, ids % 3).mean()
+
     @jax.jit
-    def step(state: TrainState, key: Array) -> tuple[TrainState, Array]:
-        def loss(trained: Any) -> Array:
+    def step(state: TrainState, key: Array) -> TrainState:
+        def objective(trained: Any) -> Array:
             rngs = {"dropout": key}
-            logits = state.apply_fn(params=trained, ids=ids, train=True, activation="sin", rngs=rngs, lora_rng=key)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, ids % 3).mean()
+            return loss(state.apply_fn(params=trained, ids=ids, train=True, activation="sin", rngs=rngs, lora_rng=key))
 
-        value, grads = jax.value_and_grad(loss)(state.params)
-        return state.apply_gradients(grads=grads), value
+        return state.apply_gradients(grads=jax.grad(objective)(state.params))
 
-    losses = []
     for each in jax.random.split(key, 20):
-        state, value = step(state, each)
-        losses.append(float(value))
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+        state = step(state, each)
 
     checkpointer = orbax.checkpoint.PyTreeCheckpointer()
     checkpointer.save(tmp_path.absolute() / "ckpt_20", jax.device_get(state.params))
-    trainable, apply_fn, merge_fn = lora_init(spec, model.apply, params, axes=axes)
-    trainable = jax.tree.map(
-        lambda x, y: x.at[:].set(y), trainable, checkpointer.restore(tmp_path.absolute() / "ckpt_20")
-    )
+    trainable, _, merge_fn = lora_init(spec, model.apply, params, axes=axes)
+    restored = checkpointer.restore(tmp_path.absolute() / "ckpt_20")
+    trainable = jax.tree.map(lambda x, y: x.at[:].set(y), trainable, restored)
     jax.tree.map(np.testing.assert_array_equal, trainable, state.params)
-    close(model.apply(merge_fn(trainable), ids), apply_fn(trainable, ids, lora_rng=None))
-    assert float(jnp.abs(model.apply(params, ids) - model.apply(merge_fn(trainable), ids)).max()) > 0.1
+    tuned = merge_fn(trainable)
+    again = jax.jit(partial(apply_fn, activation="sin", lora_rng=None))
+    close(forward(tuned, ids), again(trainable, ids))
+    assert float(loss(forward(tuned, ids))) < 0.8 * float(loss(forward(params, ids)))
 
 
 def test_an_nnx_model() -> None:
