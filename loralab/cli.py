@@ -68,7 +68,7 @@ def train(
     keys = ("steps", "tokens_per_second", "seconds", "forgetting")
     result = {"run": str(folder), "adapter": record.get("saved"), "metrics": record["metrics"]}
     result |= {key: record.get(key) for key in keys}
-    said = [_scores(record["metrics"]) + _labels(record), in_words(record.get("forgetting", {}))]
+    said = [_scores(record["metrics"]) + _floors(record) + _labels(record), in_words(record.get("forgetting", {}))]
     _finish(result, as_json, "\n".join([*filter(None, said), f"Try it: loralab generate {folder} --text '...'"]))
 
 
@@ -270,6 +270,11 @@ def _finish(result: dict[str, Any], as_json: bool, text: str) -> None:
 
 def _scores(metrics: dict[str, dict[str, float]]) -> str:
     return "\n".join(f"{name:<13} {m['value']:8.3f}  [{m['low']:.3f}, {m['high']:.3f}]" for name, m in metrics.items())
+
+
+def _floors(record: dict[str, Any]) -> str:
+    """Below plain texts' bits per byte, what xz makes of them."""
+    return "".join(f"\n  {name:<23} {value:8.3f}" for name, value in record.get("floors", {}).items())
 
 
 def _labels(row: dict[str, Any]) -> str:

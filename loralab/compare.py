@@ -30,11 +30,20 @@ from loralab.data.rows import subject
 from loralab.data.splits import Split, StreamedSplit
 from loralab.epochs import by_epoch
 from loralab.errors import RecipeError, Stopped
-from loralab.evaluate import Scores, leaked_rows, read_evaluation_rows, read_scores, score, source_texts, stack
+from loralab.evaluate import (
+    Scores,
+    leaked_rows,
+    read_evaluation_rows,
+    read_scores,
+    score,
+    source_texts,
+    stack,
+    text_floors,
+)
 from loralab.forgetting import read_forgotten, read_held_out
 from loralab.labels import Labels
 from loralab.material import describe_rows, read_training_rows
-from loralab.metrics import classification
+from loralab.metrics import BITS, classification
 from loralab.metrics.floors import constant, lead
 from loralab.mixing import read_mixture
 from loralab.plot import read_curves
@@ -174,6 +183,10 @@ def gather(
     first = scores.get(next(iter(recipe.variants)))
     table = [_row(name, recipe, finished[name], scores.get(name), first) for name in recipe.variants]
     sentence = ""
+    if recipe.data.packing:
+        for name, value in text_floors(training_rows[0], rows).items():
+            figures = {"value": value, "low": value, "high": value, "p_vs_first": None}
+            table.append({**empty_row(name, "floor"), "metrics": {BITS.name: figures}})
     if recipe.evaluation.metrics:  # the loss alone has no floors
         if recipe.data.label is None:
             sentence = constant(training_rows[0].sample_of_targets())

@@ -48,6 +48,9 @@ class ValidationSettings(Settings):
     """The column that says which validation is the best: loss (less is better), or one of the scores, such as rouge2 (more)."""
     keep: Literal["last", "best"] = "last"
     """The weights that the run ends with: those of its last step, or those of the best validation."""
+    samples: Annotated[int, Field(ge=0, le=20, strict=True)] = 0
+    """With data.packing: of so many of these texts the model reads the beginning and goes on, as evaluation says; shown and kept
+    in samples.jsonl."""
     patience: Count | None = None
     """Stop after so many validations in a row without a better one; null never."""
 
@@ -175,6 +178,7 @@ class Recipe(Settings):
                 "to give examples of; set shots to 0"
             )
         self._fits_labels()
+        self._fits_packing()
         if self.model.init == "random" and self.training.method != "full":
             raise ValueError(
                 f"model.init random goes with training.method full, not {self.training.method}: random weights have to learn first"
@@ -189,6 +193,18 @@ class Recipe(Settings):
                 "optimizer.scale_parameter is for training.method full: LoRA's B begins at zero and would hardly leave it"
             )
         return self
+
+    def _fits_packing(self) -> None:
+        """Packed rows are a mixture's only in whole, and texts to go on with are those of plain texts."""
+        if self.mixture and (self.data.packing or any(data.packing for data in self.mixture.values())):
+            raise ValueError(
+                "data.packing and mixture are both given; put the texts into one data set, or set packing to false"
+            )
+        if self.validation.samples and not self.data.packing:
+            raise ValueError(
+                f"validation.samples {self.validation.samples}: they go on with plain texts, those of data.packing; for answers to "
+                "rows name validation.metrics"
+            )
 
     def _fits_labels(self) -> None:
         """Settings of classifiers go with labels, and none of writing do."""
@@ -213,7 +229,7 @@ class Recipe(Settings):
         if writes := [name for name, default in fields.items() if getattr(self.evaluation, name) != default]:
             raise ValueError(f"evaluation.{writes[0]} means nothing with data.label: a classifier writes nothing")
         if self.model.init == "random":
-            raise ValueError("model.init random makes a T5, which writes; with data.label name a pretrained base")
+            raise ValueError("model.init random makes a model that writes; with data.label name a pretrained base")
 
     @model_validator(mode="after")
     def _published_exist(self) -> Recipe:

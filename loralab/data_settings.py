@@ -27,13 +27,16 @@ class DataSettings(Settings):
 
     name: str
     """A folder with train, validation and test files (.jsonl, .csv, either .gz, .parquet), one such file, a hub id, or
-    embedded:docstrings, embedded:code."""
+    embedded:docstrings, embedded:code, embedded:documentation."""
     source: str | None
     """The column that the model reads; null teaches a decoder-only model whole texts, those of the target."""
     messages: str | None = None
     """Instead of both, the column of a chat: a list of {role, content}, of which the last, the assistant's, is learnt."""
     objective: Literal["span-corruption", "gap-lines", "mixed"] | None = None
     """How a model learns from plain documents: it writes masked spans (T5), masked lines (as PEGASUS), or both in turn."""
+    packing: bool = False
+    """With source null: texts stand side by side in rows of max_target_length tokens, and none sees another; a text that is longer
+    is cut into windows. Where they are evaluated every byte of a text counts, as bits_per_byte."""
     label: str | None = None
     """Instead of a target, the column of labels for a classifier: a name, a whole number, true or false; or a list of them."""
     labels: dict[str, str] = Field({})
@@ -105,6 +108,26 @@ class DataSettings(Settings):
         return target
 
     @model_validator(mode="after")
+    def _whole_texts_are_packed(self) -> DataSettings:
+        if not self.packing:
+            return self
+        if self.source is not None or self.target is None:
+            raise ValueError(
+                "packing is for plain texts: set source to null, and target to their column; rows with a source, chats and labels "
+                "are batched by their length instead"
+            )
+        fields = type(self).model_fields
+        idle = [key for key in ("max_source_length", "long_rows") if getattr(self, key) != fields[key].default]
+        if idle:
+            raise ValueError(
+                f"{' and '.join(idle)} mean nothing with packing: rows have max_target_length tokens, and longer texts are cut "
+                "into windows; remove them"
+            )
+        if isinstance(self.max_target_length, str):
+            raise ValueError("with packing max_target_length is a number of tokens, the length of a row, no percentile")
+        return self
+
+    @model_validator(mode="after")
     def _labels_of_a_label(self) -> DataSettings:
         if self.labels and self.label is None:
             raise ValueError("labels name what stands in the column of data.label, which is not given")
@@ -131,6 +154,12 @@ class DataSettings(Settings):
                 "with an objective max_source_length and max_target_length are numbers of tokens, no percentiles"
             )
         return self
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a packed row."""
+        assert self.packing and isinstance(self.max_target_length, int)
+        return self.max_target_length
 
     @property
     def loss_alone(self) -> str | None:

@@ -6,7 +6,7 @@ independent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,21 @@ from numpy.typing import NDArray
 from loralab.classify import answer_rows
 from loralab.config import Recipe
 from loralab.data.batches import collate, evaluation_batches
+from loralab.data.cache import Facts, cached
 from loralab.data.chat import transcript
-from loralab.data.denoise import Encoded, MaskedSplit, encode_documents
+from loralab.data.denoise import Documents, Encoded, encode_documents
 from loralab.data.encode import NO_LIMIT, encode, encode_sources, flat, prompt_of
 from loralab.data.encoded import EncodedSplit
+from loralab.data.packing import PackedSplit, encode_packed
 from loralab.data.rows import Example, subject
 from loralab.data.shots import Shots, draw_shots, shots_in_words, with_shots
 from loralab.data.splits import AnySplit, Split, read_split
 from loralab.data.stopping import cut
 from loralab.decoding import Decoding
 from loralab.engine import Engine
-from loralab.metrics import COLUMNS, LABELS, METRICS, PERPLEXITY, classification
+from loralab.metrics import BITS, COLUMNS, LABELS, METRICS, PERPLEXITY, classification
 from loralab.metrics.classification import ACCURACY, details
+from loralab.metrics.compression import xz_bits_per_byte
 from loralab.metrics.significance import Bootstrap, mcnemar
 from loralab.progress import Progress, say
 from loralab.run import PREDICTIONS, read_lines, write_lines
@@ -52,13 +55,16 @@ class Scores:
     """Of a classifier: what it did with each label (metrics/classification.details)."""
     plain: bool = False
     """Whether the rows are texts without a source: then their perplexity is told too."""
+    num_bytes: Floats | None = None
+    """[rows], where every byte of a text is counted: the weights of bits_per_byte."""
 
     def summary(self, first: Scores | None = None) -> dict[str, dict[str, float | None]]:
         """Metric -> value, low, high, and p against the first system on the same rows."""
         bootstrap = Bootstrap(self.groups)
         rows = {}
+        weighed = {"loss": self.target_tokens, BITS.name: self.num_bytes}
         for name, values in self.values.items():
-            weights, statistic = self.target_tokens if name == "loss" else None, COLUMNS[name].statistic
+            weights, statistic = weighed.get(name), COLUMNS[name].statistic
             p, one = None, {}
             if first is not None and name in first.values:
                 p = bootstrap.p_value(values, first.values[name], weights, statistic)
@@ -110,6 +116,8 @@ def encode_rows(
     if data.objective:
         return encode_documents(rows, engine.tokenizer, data.objective, *lengths, seed=recipe.training.one_seed)
     prompt = prompt_of(data, engine.tokenizer, engine.causal, engine.labels)
+    if data.packing:
+        return encode_packed(rows, engine.tokenizer, lengths[1], recipe.training.one_seed)
     return encode(rows, engine.tokenizer, prompt, *lengths, long_rows or data.long_rows)
 
 
@@ -154,7 +162,7 @@ def evaluate(engine: Engine, recipe: Recipe, split: Split, encoded: Encoded, fol
         assert isinstance(encoded, EncodedSplit)
         return _label_scores(engine, recipe, split, encoded, folder)
     scores = loss_scores(split, encoded, row_losses(engine, encoded, Progress("loss", len(encoded)).update))
-    if isinstance(encoded, MaskedSplit):
+    if isinstance(encoded, Documents):
         if folder is not None:
             _write_document_losses(folder, encoded, scores)
         return scores
@@ -172,21 +180,43 @@ def evaluate(engine: Engine, recipe: Recipe, split: Split, encoded: Encoded, fol
 
 
 def loss_scores(split: Split, encoded: Encoded, losses: Floats) -> Scores:
-    """What `row_losses` measured, per target token; of documents that of each chunk, under the masks of the first epoch."""
+    """What `row_losses` measured, per target token; of documents that of each chunk, under the masks of the first epoch, or of
+    each window, then per byte too."""
     tokens = encoded.target_tokens.astype(np.float64)
-    documents = isinstance(encoded, MaskedSplit)
+    documents = isinstance(encoded, Documents)
     groups = list(map(str, encoded.numbers)) if documents else [example.subject for example in split.examples]
-    plain = not documents and not any(example.source for example in split.examples)
-    return Scores(groups, {"loss": losses / tokens}, tokens, plain=plain)
+    values = {"loss": losses / tokens}
+    if not isinstance(encoded, PackedSplit):
+        plain = not documents and not any(example.source for example in split.examples)
+        return Scores(groups, values, tokens, plain=plain)
+    num_bytes = encoded.target_bytes
+    return Scores(groups, values | {BITS.name: losses / num_bytes / np.log(2)}, tokens, None, True, num_bytes)
 
 
-def _write_document_losses(folder: Path, encoded: MaskedSplit, scores: Scores) -> None:
+def _write_document_losses(folder: Path, encoded: Documents, scores: Scores) -> None:
     assert scores.target_tokens is not None
-    lines = zip(encoded.numbers.tolist(), scores.target_tokens.tolist(), scores.values["loss"].tolist(), strict=True)
+    columns = {"row": encoded.numbers.tolist(), "target_tokens": scores.target_tokens.astype(np.int64).tolist()}
+    if scores.num_bytes is not None:
+        columns["bytes"] = scores.num_bytes.tolist()
+    columns |= {name: values.round(6).tolist() for name, values in scores.values.items()}
     write_lines(
-        folder / PREDICTIONS,
-        ({"row": row, "target_tokens": int(count), "loss": round(loss, 6)} for row, count, loss in lines),
+        folder / PREDICTIONS, (dict(zip(columns, line, strict=True)) for line in zip(*columns.values(), strict=True))
     )
+
+
+def text_floors(training: AnySplit, rows: Split) -> dict[str, float]:
+    """What needs no model: bits per byte of the rows by xz, with and without the training texts before them."""
+
+    class Texts:
+        def __iter__(self) -> Iterator[str]:
+            return (example.targets[0] for example in training)
+
+    def build(folder: Path) -> Facts:
+        say(f"Compressing the texts of {rows.name} with xz, to compare ...")
+        return dict(xz_bits_per_byte(Texts(), [example.targets[0] for example in rows.examples]))
+
+    key = {"training": training.content_hash, "rows": rows.content_hash}
+    return dict(cached("xz", key, build).facts)
 
 
 def _label_scores(engine: Engine, recipe: Recipe, split: Split, encoded: EncodedSplit, folder: Path | None) -> Scores:
@@ -285,14 +315,15 @@ def write_predictions(
 def read_scores(folder: Path) -> Scores:
     """The scores behind a folder's predictions.jsonl."""
     rows = read_lines(folder / PREDICTIONS)
-    known = {"row", "source", "references", "shots", "prediction", "probabilities", "target_tokens"}
+    known = {"row", "source", "references", "shots", "prediction", "probabilities", "target_tokens", "bytes"}
     values = {name: _column(rows, name) for name in rows[0] if name not in known}
     if "probabilities" in rows[0]:  # what is no mean of rows is made again
         predictions, references = ([row[name] for row in rows] for name in ("prediction", "references"))
         values |= classification.score(predictions, references, None, [row["probabilities"] for row in rows])
-    tokens = _column(rows, "target_tokens") if "target_tokens" in rows[0] else None
+    tokens, num_bytes = (_column(rows, name) if name in rows[0] else None for name in ("target_tokens", "bytes"))
     subjects = [subject(row["source"], row["references"]) if "source" in row else str(row["row"]) for row in rows]
-    return Scores(subjects, values, tokens, plain=all(row.get("source") == "" for row in rows))
+    plain = num_bytes is not None or all(row.get("source") == "" for row in rows)
+    return Scores(subjects, values, tokens, None, plain, num_bytes)
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str) -> Floats:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,11 +28,12 @@ from loralab.data.mixture import Trained
 from loralab.engine import Engine
 from loralab.errors import RunError, Stopped
 from loralab.progress import Progress, say
-from loralab.run import METRICS, VALIDATION, write_lines
+from loralab.run import METRICS, SAMPLES, VALIDATION, read_lines, write_lines
 from loralab.schedule import rate_at
 from loralab.table import memory
 from loralab.trackers import Trackers, eval_values, open_trackers, train_values
 from loralab.validation import Line, Validator, best_of, best_step, news, run_out
+from loralab.written_on import WrittenOn, in_words
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,11 @@ def run_steps(engine: Engine, recipe: Recipe, encoded: Trained, run: Path, valid
             while True:
                 if validator is not None and validator.due(position.step, ends, position.validations):
                     line = validator.line(engine, position.step, ends, stop_if_asked)
+                    written = validator.write_on(engine, stop_if_asked)
                     position = replace(position, validations=(*position.validations, line))
                     journal.validation(position.validations)
-                    progress.say(news(position.validations, recipe.validation.metric))
+                    journal.samples(position.step, written)
+                    progress.say("\n".join([news(position.validations, recipe.validation.metric), *in_words(written)]))
                 if position != saved and _worth_saving(recipe, position):
                     checkpoint.save(run, engine, position, best_step(recipe, position.validations))
                     saved = position
@@ -190,6 +193,12 @@ class Journal:
         self.log.flush()
         self.trackers.log(line["step"], train_values(line))
 
+    def samples(self, step: int, written: Sequence[WrittenOn]) -> None:
+        """What the model wrote at a validation, after what it wrote before."""
+        if written:
+            lines = read_lines(self.run / SAMPLES) if (self.run / SAMPLES).exists() else []
+            write_lines(self.run / SAMPLES, [*lines, *({"step": step, **asdict(each)} for each in written)])
+
     def validation(self, lines: Sequence[Line]) -> None:
         """All of them so far; the last is new."""
         write_lines(self.run / VALIDATION, lines)
@@ -204,6 +213,9 @@ def _journal(recipe: Recipe, run: Path, position: Position) -> Iterator[Journal]
     write_lines(file, lines)
     if position.validations or (run / VALIDATION).exists():
         write_lines(run / VALIDATION, position.validations)
+    if (run / SAMPLES).exists():
+        measured = {line["step"] for line in position.validations}
+        write_lines(run / SAMPLES, [line for line in read_lines(run / SAMPLES) if line["step"] in measured])
     with (
         open_trackers(recipe, run, lines, position.validations) as trackers,
         file.open("a", encoding="utf-8") as log,

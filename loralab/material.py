@@ -9,9 +9,10 @@ from typing import Any
 from loralab import embedded
 from loralab.classify import check_split, settle_labels
 from loralab.config import Recipe
-from loralab.data.denoise import Encoded, MaskedSplit
+from loralab.data.denoise import Documents, Encoded, MaskedSplit
 from loralab.data.encoded import EncodedSplit
 from loralab.data.mixture import Mixture, Trained
+from loralab.data.packing import PackedSplit
 from loralab.data.parts import IN_WORDS
 from loralab.data.rows import Findings
 from loralab.data.splits import AnySplit, Split, StreamedSplit, announce, index_split
@@ -108,6 +109,8 @@ def _say_tokens(rows: AnySplit, data: DataSettings, encoded: Encoded) -> None:
     what = f"{len(encoded):,} rows"
     if isinstance(encoded, MaskedSplit):
         what = f"{len(encoded):,} chunks of documents, {len(encoded.ids):,} in all"
+    elif isinstance(encoded, PackedSplit):
+        what = f"{len(encoded.rows):,} texts, {len(encoded.ids):,} in all"
     start = f"reusing tokens of {what}" if encoded.reused else f"tokens of {what}"
     say(f"{rows.name}, {rows.split}: {start}{encoded.findings.in_words({'long_rows': data.long_rows})}")
 
@@ -175,8 +178,9 @@ def describe_rows(rows: AnySplit, encoded: Encoded | None = None) -> dict[str, A
     return {
         "data": rows.name,
         "split": rows.split,
-        "rows": len(rows if encoded is None or isinstance(encoded, MaskedSplit) else encoded),
+        "rows": len(rows if encoded is None or isinstance(encoded, Documents) else encoded),
         **({"chunks": len(encoded)} if isinstance(encoded, MaskedSplit) else {}),
+        **({"bytes": int(encoded.num_bytes.sum())} if isinstance(encoded, PackedSplit) else {}),
         "parted": IN_WORDS if rows.parted else None,
         "findings": findings.as_json(),
         "hash": rows.content_hash,

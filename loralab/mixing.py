@@ -14,6 +14,7 @@ from loralab.data.denoise import Encoded
 from loralab.data.denoise import check_lengths as check_objective
 from loralab.data.encode import check_lengths, prompt_of, resolve_lengths
 from loralab.data.mixture import Mixture
+from loralab.data.packing import PackedSplit
 from loralab.data.splits import AnySplit, StreamedSplit, announce, index_split
 from loralab.engine import Engine
 from loralab.errors import RecipeError, about
@@ -69,7 +70,9 @@ def mix(recipe: Recipe, main: Encoded, others: Mapping[str, Encoded]) -> Mixture
                 "Raise it, or remove the set."
             )
     names = (recipe.data.name, *others)
-    return Mixture(names, (main, *others.values()), tuple(counts), recipe.training.one_seed)
+    parts = tuple(each for each in (main, *others.values()) if not isinstance(each, PackedSplit))
+    assert len(parts) == len(names), "the recipe's checks leave packed texts alone"
+    return Mixture(names, parts, tuple(counts), recipe.training.one_seed)
 
 
 def say_shares(mixture: Mixture) -> None:

@@ -16,22 +16,24 @@ class Settings(BaseModel):
 
 
 class ModelSizes(Settings):
-    """The sizes of a T5 of one's own; null is what `model.name` has, or else stands below."""
+    """The sizes of a T5 or a GPT-2 of one's own; null is what `model.name` has, or else stands below."""
 
     d_model: Count | None = None
     """Width of the stream."""
     d_ff: Count | None = None
     """Width of the feed-forward layers."""
     layers: Count | None = None
-    """Of the encoder."""
+    """Of a T5's encoder, or of a GPT-2."""
     decoder_layers: Count | None = None
-    """Of the decoder; as many as the encoder's."""
+    """Of a T5's decoder; as many as the encoder's."""
     heads: Count | None = None
     """Of attention."""
     d_kv: Count | None = None
-    """Width of a head; d_model / heads."""
+    """Of a T5: width of a head; d_model / heads."""
+    positions: Count | None = None
+    """Of a GPT-2: the longest text that it can read, in tokens."""
     feed_forward: Literal["relu", "gated-gelu"] | None = None
-    """relu (T5 1.0) or gated-gelu (T5 1.1, FLAN-T5); gated-gelu."""
+    """Of a T5: relu (T5 1.0) or gated-gelu (T5 1.1, FLAN-T5); gated-gelu."""
     tie_embeddings: bool | None = None
     """Whether the output matrix is the embedding; true."""
 
@@ -40,7 +42,8 @@ class ModelSettings(Settings):
     """The base model and where it runs."""
 
     name: str
-    """A folder in Hugging Face's layout, or a hub id such as google/flan-t5-base. With init random: t5-small, flan-t5-base, …, or t5."""
+    """A folder in Hugging Face's layout, or a hub id such as google/flan-t5-base. With init random: t5-small, flan-t5-base, …, or t5;
+    gpt2, gpt2-medium, …"""
     init: Literal["pretrained", "random"] = "pretrained"
     """pretrained reads the weights that are there; random begins with new ones, for training.method full."""
     sizes: ModelSizes | None = None

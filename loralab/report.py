@@ -9,7 +9,7 @@ from typing import Any
 from loralab.compare import FLOORS
 from loralab.data.shots import shots_in_words
 from loralab.epochs import epochs_table
-from loralab.metrics import COLUMNS
+from loralab.metrics import BITS, COLUMNS
 from loralab.progress import clock
 from loralab.samples import Sample, terminal
 from loralab.table import WIDTH, Row, directions, p_text, score_names, terminal_tables, titles
@@ -115,7 +115,8 @@ def _under_floors(row: Row, floors: Sequence[Row]) -> list[str]:
     under: dict[str, list[str]] = {}
     for floor in floors:
         # a floor is one for scores: a copy of the source makes up no name, which is no merit
-        scores = [name for name in floor["metrics"] if name in row["metrics"] and COLUMNS[name].better == "higher"]
+        floored = [name for name in floor["metrics"] if COLUMNS[name].better == "higher" or name == BITS.name]
+        scores = [name for name in floored if name in row["metrics"]]
         if names := titles([name for name in scores if _apart(floor, row, name)]):
             under.setdefault(", ".join(names), []).append(f'"{floor["variant"]}"')
     return [f"{row['variant']} is UNDER {' and '.join(which)} in {names}." for names, which in under.items()]

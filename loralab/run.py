@@ -4,6 +4,7 @@
     pilot.json           the learning rates that were tried, where the recipe asks for that
     metrics.jsonl        one line a step
     validation.jsonl     one line a validation
+    samples.jsonl        what the model wrote at each, where the recipe asks for it (written_on.py)
     curves.png           both, drawn (plot.py)
     tensorboard/ wandb/  the same for these, where the recipe asks for it (trackers.py)
     adapter/ or model/   what was trained (adapter.py)
@@ -35,6 +36,7 @@ from loralab.spec import LoRASpec
 
 RECIPE, METRICS, PREDICTIONS, RECORD = "recipe.yaml", "metrics.jsonl", "predictions.jsonl", "record.json"
 VALIDATION, CURVES, CONFUSION = "validation.jsonl", "curves.png", "confusion.png"
+SAMPLES = "samples.jsonl"
 PILOT, FORGETTING = "pilot.json", "forgetting.jsonl"
 SAVED = ("adapter", "model")
 NAMES = ("name", "description")  # of a recipe, which change nothing in a run

@@ -13,10 +13,11 @@ from itertools import chain
 from pathlib import Path
 
 from loralab.config import Recipe
+from loralab.data.encode import check_lengths
 from loralab.data.splits import AnySplit
-from loralab.data.tokenizer import DEFAULT_VOCABULARY, train_tokenizer
+from loralab.data.tokenizer import DEFAULT_VOCABULARY, GPT2, T5, train_tokenizer
 from loralab.engine import create_base
-from loralab.families.t5 import new_config
+from loralab.families import gpt2, is_gpt2, t5
 from loralab.progress import say
 
 BASE = "base"
@@ -46,8 +47,15 @@ def remove_base(run: Path) -> None:
 
 def check_sizes(recipe: Recipe) -> None:
     """Raises RecipeError where the sizes are wrong, before anything is read."""
-    if recipe.model.init == "random":
-        new_config(recipe.model.name, recipe.model.sizes, vocab_size=1, pad_id=0, eos_id=0)
+    model = recipe.model
+    if model.init != "random":
+        return
+    if not is_gpt2(model.name):
+        t5.new_config(model.name, model.sizes, vocab_size=1, pad_id=0, eos_id=0)
+        return
+    config = gpt2.new_config(model.name, model.sizes, vocab_size=1, start_id=0, end_id=0, pad_id=None)
+    if recipe.data.packing:
+        check_lengths(recipe.data, (1, recipe.data.row_length), 0, causal=True, positions=config.n_positions)
 
 
 def _write(recipe: Recipe, training_rows: Sequence[AnySplit], folder: Path) -> None:
@@ -56,6 +64,6 @@ def _write(recipe: Recipe, training_rows: Sequence[AnySplit], folder: Path) -> N
     if model.tokenizer == "train":
         vocabulary = model.vocabulary or DEFAULT_VOCABULARY
         say(f"A tokenizer of {vocabulary:,} tokens, from {sum(map(len, training_rows)):,} training rows ...")
-        rows = chain.from_iterable(training_rows)
-        train_tokenizer((text for row in rows for text in (row.source, *row.targets)), vocabulary, folder)
+        rows, special = chain.from_iterable(training_rows), GPT2 if is_gpt2(model.name) else T5
+        train_tokenizer((text for row in rows for text in (row.source, *row.targets)), vocabulary, folder, special)
     create_base(model, str(folder) if model.tokenizer == "train" else model.tokenizer, recipe.training.one_seed, folder)

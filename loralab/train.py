@@ -19,7 +19,7 @@ from loralab.data.encode import check_lengths, resolve_lengths
 from loralab.data.mixture import Mixture, Trained
 from loralab.engine import Engine, Proof, open_engine
 from loralab.errors import RunError, Stopped, UserError
-from loralab.evaluate import evaluate
+from loralab.evaluate import evaluate, text_floors
 from loralab.forgetting import measure_after, measure_before
 from loralab.loop import Course, plan_steps, run_steps
 from loralab.material import (
@@ -50,6 +50,7 @@ from loralab.run import (
 from loralab.scratch import check_sizes, new_base, remove_base
 from loralab.trackers import check_installed
 from loralab.validation import Validator, best_of, make_validator
+from loralab.written_on import check_room
 
 PROOF_ROWS = 4  # on which the saved model is held against the live one
 
@@ -85,6 +86,8 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         lengths = resolve_lengths(material.training, engine.tokenizer, *settings, engine.prompt)
         lengths = within_positions(lengths, engine.positions) if engine.labels is not None else lengths
         check_lengths(recipe.data, lengths, recipe.evaluation.max_new_tokens, engine.causal, engine.positions)
+        if recipe.validation.samples:
+            check_room(recipe.evaluation.max_new_tokens, engine.positions)
         tokens = encode_material(engine, recipe, material, lengths)
         about = about_rows(material, tokens)
     folder = place or new_folder(out, recipe.name)  # nothing is left behind by a mistake above
@@ -144,6 +147,8 @@ def _run(
     record["peak_memory_bytes"] = engine.peak_memory()
     scores = evaluate(engine, recipe, material.evaluated, tokens.evaluated, folder)
     record |= {"metrics": scores.summary(), **about}
+    if recipe.data.packing:
+        record["floors"] = text_floors(material.training, material.evaluated)
     if scores.labels is not None:
         assert engine.labels is not None
         record["labels"] = engine.labels.as_json() | scores.labels

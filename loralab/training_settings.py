@@ -83,7 +83,7 @@ class OptimizerSettings(Settings):
     scale_parameter: bool = False
     """Each tensor's rate is also multiplied by the root mean square of its weights, as in T5's own training: for random weights."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled."""
+    """Decoupled; of matrices, not of biases, norms and embeddings (an output head that is the embedding is one)."""
     lora_plus_ratio: Annotated[float, Field(gt=0)] = 1.0
     """How many times the rate LoRA's B takes that of the rest (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354)."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -16,17 +16,19 @@ from typing import Any
 from loralab.classify import answer_rows
 from loralab.config import Recipe, ValidationSettings
 from loralab.data.chat import Chat
-from loralab.data.denoise import Encoded, MaskedSplit
+from loralab.data.denoise import Documents, Encoded
 from loralab.data.encoded import EncodedSplit
+from loralab.data.packing import PackedSplit
 from loralab.data.sources import local_path, splits_of
 from loralab.data.splits import Split, read_split
 from loralab.decoding import Decoding
 from loralab.engine import Engine
 from loralab.errors import DataError, RecipeError
 from loralab.evaluate import encode_evaluation_rows, row_losses, score, source_texts, value_of, write_answers
-from loralab.metrics import COLUMNS
+from loralab.metrics import BITS, COLUMNS
 from loralab.metrics.classification import columns_of
 from loralab.progress import Progress, say
+from loralab.written_on import WrittenOn, write_on
 
 SPLIT = "validation"
 Line = dict[str, Any]
@@ -68,8 +70,10 @@ class Validator:
         with engine.aside():
             losses = row_losses(engine, self.encoded, on_done)
             values = {"loss": float(losses.sum() / self.encoded.target_tokens.sum())}
+            if isinstance(self.encoded, PackedSplit):
+                values[BITS.name] = float(losses.sum() / self.encoded.target_bytes.sum() / math.log(2))
             if self.settings.metrics:
-                assert not isinstance(self.encoded, MaskedSplit), "the recipe's checks leave it no metrics"
+                assert not isinstance(self.encoded, Documents), "the recipe's checks leave it no metrics"
                 answers = write_answers(
                     engine, self.choosing.rows, self.encoded, self.decoding, lambda done: on_done(len(losses) + done)
                 )
@@ -89,6 +93,14 @@ class Validator:
         return {"loss": float(losses.sum() / self.encoded.target_tokens.sum())} | {
             name: value_of(name, column) for name, column in columns.items()
         }
+
+    def write_on(self, engine: Engine, check: Callable[[], None]) -> list[WrittenOn]:
+        """The beginnings of some of the texts, and how the model goes on; none where the recipe asks for none."""
+        if not self.settings.samples:
+            return []
+        assert isinstance(self.encoded, PackedSplit)
+        with engine.aside():
+            return write_on(engine, self.encoded, self.settings.samples, self.decoding, lambda done: check())
 
     def loss(self, engine: Engine) -> float | None:
         """Nats per target token over all rows; None where it is not finite."""

@@ -28,7 +28,7 @@ from transformers import (
 
 from loralab import LoRASpec, attach
 from loralab.errors import ModelError
-from loralab.on_torch.causal import head_is_last, join, positions
+from loralab.on_torch.causal import head_is_last, inputs_of, join, positions
 from loralab.on_torch.diagnose import first_not_finite
 from loralab.on_torch.kinds import check_looks_back
 from loralab.on_torch.loss import CHUNK
@@ -195,9 +195,9 @@ def test_padding_changes_nothing(model: nn.Module) -> None:
 
 def test_a_module_that_breaks_is_named() -> None:
     model = MODELS["llama"]()
-    assert first_not_finite(model, [rows()]) == "The forward pass is finite; the gradient is not."
+    assert first_not_finite(model, [inputs_of(model, *rows())]) == "The forward pass is finite; the gradient is not."
     hook = model.get_submodule("model.layers.1.mlp").register_forward_hook(lambda _, __, output: output * float("inf"))
-    assert "model.layers.1.mlp." in first_not_finite(model, [rows()])
+    assert "model.layers.1.mlp." in first_not_finite(model, [inputs_of(model, *rows())])
     hook.remove()
 
 

@@ -68,6 +68,7 @@ LAYERS: tuple[set[str], ...] = (
         "pilot",
         "predictions",
         "scratch",
+        "written_on",
     },
     {"train", "use", "answer", "answer_labels", "score"},
     {"epochs", "compare", "report", "variants", "pictures", "plan", "runs"},

@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_module(broken: 
 
 
 def test_a_weight_that_is_not_finite_is_named(engine: TorchEngine) -> None:
-    tensors: list[Any] = [engine._tensors(batch([0]))]
+    tensors: list[Any] = [engine._inputs(engine.model, batch([0]))]
     assert first_not_finite(engine.model, tensors) == "The forward pass is finite; the gradient is not."
     with torch.no_grad():
         engine.model.get_parameter("encoder.final_layer_norm.weight")[3] = float("nan")

@@ -19,9 +19,9 @@ from loralab.config import Recipe
 from loralab.data.tokenizer import train_tokenizer
 from loralab.embedded import corpus
 from loralab.errors import DataError, ModelError, RecipeError
-from loralab.families.t5 import SIZES, config_json, new_config
+from loralab.families.t5 import SIZES, config_json, deviation, new_config
 from loralab.model_settings import ModelSizes
-from loralab.on_torch.fresh import deviation, write_model
+from loralab.on_torch.fresh import write_model
 from loralab.recipe_file import recipe_from_tree
 from loralab.run import read_lines, read_record
 from loralab.train import train

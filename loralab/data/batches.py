@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralab.data.mixture import Trained
+from loralab.data.packing import PADDING, PackedSplit
 
 Rows = NDArray[np.int64]  # row indices
 
@@ -30,8 +31,11 @@ class Batch:
     source_ids: NDArray[np.int64]  # [B, S]
     source_mask: NDArray[np.bool_]  # [B, S], true where the token is real
     labels: NDArray[np.int64]  # [B, T], -100 in the padding
-    num_source_tokens: int  # real ones
+    num_source_tokens: int  # real ones that are not learnt as well
     num_target_tokens: int  # real ones
+    documents: NDArray[np.int64] | None = None
+    """[B, S] of packed texts: which of its row's texts each token is of, -1 in the padding. Labels are then [B, S] too: each the token
+    that follows in the same text."""
 
 
 def plan_batches(
@@ -110,6 +114,10 @@ def collate(encoded: Trained, rows: Rows, pad_id: int) -> Batch:
     """The given rows as one padded batch."""
     source_ids, source_mask = padded([encoded.source(i) for i in rows], pad_id)
     labels, label_mask = padded([encoded.target(i) for i in rows], IGNORED_LABEL)
+    if isinstance(encoded, PackedSplit):
+        documents, _ = padded([encoded.documents(i) for i in rows], PADDING)
+        learnt = int((labels != IGNORED_LABEL).sum())
+        return Batch(rows, source_ids, source_mask, labels, int(source_mask.sum()) - learnt, learnt, documents)
     return Batch(rows, source_ids, source_mask, labels, int(source_mask.sum()), int(label_mask.sum()))
 
 

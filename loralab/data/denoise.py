@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from loralab.data.cache import ArrayFile, Facts, cached
 from loralab.data.encode import chunks, token_ids, tokenizer_key
 from loralab.data.encoded import EncodedSplit
+from loralab.data.packing import PackedSplit
 from loralab.data.rows import Findings
 from loralab.data.splits import AnySplit
 from loralab.data_settings import DataSettings
@@ -249,7 +250,9 @@ class MaskedSplit:
         return np.append(ids, self.eos).astype(np.int32)
 
 
-Encoded = EncodedSplit | MaskedSplit
+Documents = MaskedSplit | PackedSplit
+"""Whole texts, in parts."""
+Encoded = EncodedSplit | Documents
 
 
 def _each(sizes: NDArray[np.int64], which: int) -> NDArray[np.int64]:

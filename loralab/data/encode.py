@@ -24,7 +24,7 @@ from loralab.data.encoded import EncodedSplit
 from loralab.data.prompts import Prompt
 from loralab.data.rows import Example, Findings
 from loralab.data.splits import AnySplit
-from loralab.data_settings import DataSettings
+from loralab.data_settings import NO_PROMPT, DataSettings
 from loralab.errors import DataError, ModelError, RecipeError
 from loralab.labels import Labels
 from loralab.progress import Progress
@@ -86,9 +86,12 @@ def prompt_of(
     if labels is not None:
         return Prompt(data.prompt, data.source or "source", labels=labels)
     if causal:
-        return open_chat(tokenizer) if data.messages else Prompt(data.prompt, data.source or "source", causal=True)
+        plain = data.source is None and data.prompt == NO_PROMPT
+        if data.messages:
+            return open_chat(tokenizer)
+        return Prompt(data.prompt, data.source or "source", causal=True, begins=plain)
     if data.messages or data.source is None:
-        got = "data.messages" if data.messages else "data.source is null, which"
+        got = "data.messages" if data.messages else "data.packing" if data.packing else "data.source is null, which"
         raise RecipeError(
             f"{got} is for decoder-only models, and this one is an encoder-decoder: "
             "give the column that it reads as data.source and the one that it writes as data.target."
@@ -184,19 +187,22 @@ def encode_sources(
 ) -> tuple[list[list[int]], int]:
     """The token ids of each prompt, at most `max_length` of them, and how many sources were cut.
 
-    A decoder-only model goes on from the last of them, so that no end of sequence follows, and it needs a first one: where
-    there is no source and the tokenizer adds no start, that is its start or else its end token.
+    A decoder-only model goes on from the last of them, so that no end of sequence follows. A plain text begins with the start
+    where the tokenizer adds none; that is its start or else its end token.
     """
     if isinstance(prompt, Chat):
         conversations = [encode_conversation(source, tokenizer, max_length) for source in sources]
         return [ids for ids, _ in conversations], sum(cut for _, cut in conversations)
-    surplus = int(prompt.causal and next(token_ids(["a"], tokenizer))[-1] == tokenizer.eos_token_id)
-    rows, num_cut = list[list[int]](), 0
+    probe = next(token_ids(["a"], tokenizer))
+    surplus = int(prompt.causal and probe[-1] == tokenizer.eos_token_id)
+    start = [start_token(tokenizer)] if prompt.begins else []
+    start = [] if start == probe[:1] else start  # the tokenizer adds it
+    rows, num_cut, room = list[list[int]](), 0, max_length - len(start)
     for source, ids in zip(sources, token_ids([prompt.fill(source) for source in sources], tokenizer), strict=True):
-        too_long = len(ids) - surplus > max_length
+        too_long = len(ids) - surplus > room
         num_cut += too_long
-        ids = prompt.cut(source, tokenizer, max_length + surplus) if too_long else ids
-        rows.append(ids[: len(ids) - surplus] or [start_token(tokenizer)])
+        ids = prompt.cut(source, tokenizer, room + surplus) if too_long else ids
+        rows.append([*start, *ids[: len(ids) - surplus]])
     return rows, num_cut
 
 
@@ -321,6 +327,13 @@ def check_lengths(
     data: DataSettings, lengths: tuple[int, int], max_new_tokens: int, causal: bool, positions: int | None
 ) -> None:
     """Raises RecipeError where a row, or an answer, may have more tokens than the model has positions (None: no bound)."""
+    if data.packing and positions is not None and lengths[1] > positions:
+        raise RecipeError(
+            f"A packed row has {lengths[1]} tokens (data.max_target_length), and the model has {positions} positions. "
+            f"Set data.max_target_length to {positions} or less."
+        )
+    if data.packing:
+        return
     source, target = lengths if data.source or data.messages else (1, lengths[1])
     target = max(target, max_new_tokens)
     needed = source + target if causal else max(source, target)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.data.denoise import MaskedSplit
+from loralab.data.denoise import Encoded, MaskedSplit
 from loralab.data.encoded import EncodedSplit
 
 Rows = NDArray[np.int64]
@@ -76,5 +76,5 @@ class Mixture:
         return "; ".join(f"{numbers} of {name}" for name, numbers in found.items())
 
 
-Trained = EncodedSplit | MaskedSplit | Mixture
+Trained = Encoded | Mixture
 """What the loop draws its batches from."""

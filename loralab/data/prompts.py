@@ -24,12 +24,14 @@ Tokenize = Callable[..., Mapping[str, Any]]  # a tokenizer's call
 class Prompt:
     """A template whose placeholder is `{column}` or `{source}`. Raises `RecipeError` where the template is not one.
 
-    `causal`: a decoder-only model reads it, and goes on from its last token with the target. `labels`: a classifier does.
+    `causal`: a decoder-only model reads it, and goes on from its last token with the target. `begins`: what it reads is the
+    beginning of a plain text, with the start before it. `labels`: a classifier reads it.
     """
 
     template: str
     column: str = "source"
     causal: bool = False
+    begins: bool = False
     labels: Labels | None = None
     prefix: str = field(init=False, repr=False)
     suffix: str = field(init=False, repr=False)

@@ -2,6 +2,7 @@
 
     stdlib.py (source files, and the split of each module) ──> docstrings.py (pairs)
                                                           └──> corpus.py (whole texts, with those of installed packages)
+                                                                └──> documentation.py (the prose in them)
 
 The data are built when they are asked for, from source files that are on the machine. No file is imported or run, and
 nothing of them is shipped.
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loralab.embedded import corpus, docstrings
+from loralab.embedded import corpus, docstrings, documentation
 from loralab.embedded.stdlib import SPLITS
 from loralab.errors import DataError, ModelError, nearest
 
@@ -24,8 +25,16 @@ PREFIX = "embedded:"
 
 Rows = tuple[Mapping[str, str], ...]
 
-DATA_SETS: Mapping[str, Callable[[str], Rows]] = {"docstrings": docstrings.rows, "code": corpus.rows}
-CARDS: Mapping[str, Callable[[], dict[str, Any]]] = {"docstrings": docstrings.card, "code": corpus.card}
+DATA_SETS: Mapping[str, Callable[[str], Rows]] = {
+    "docstrings": docstrings.rows,
+    "code": corpus.rows,
+    "documentation": documentation.rows,
+}
+CARDS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "docstrings": docstrings.card,
+    "code": corpus.card,
+    "documentation": documentation.card,
+}
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,16 @@ def rows(split: str) -> tuple[Row, ...]:
     texts = [_stdlib_row(module, path) for module, path in source_files() if split_of(module) == split]
     if split != "train":
         return tuple(texts)
-    return tuple(_new([*texts, *_package_rows()]))
+    return tuple(new_texts([*texts, *_package_rows()]))
 
 
 def card() -> dict[str, Any]:
     """Counts by split, and the packages with their versions, licences and sizes."""
+    return card_of(rows)
+
+
+def card_of(rows: Callable[[str], tuple[Row, ...]]) -> dict[str, Any]:
+    """The card of texts like these."""
     splits = {split: rows(split) for split in SPLITS}
     packages: dict[str, dict[str, Any]] = {}
     for row in splits["train"]:
@@ -92,7 +97,7 @@ def _stdlib_row(module: str, path: Path) -> Row:
     return {"text": path.read_text("utf-8", "replace"), "origin": "python", "version": version, "licence": "PSF-2.0"}
 
 
-def _new(texts: list[Row]) -> Iterator[Row]:
+def new_texts(texts: Sequence[Row]) -> Iterator[Row]:
     """Those most of whose lines are new."""
     seen: set[int] = set()
     for row in texts:

@@ -26,3 +26,8 @@ ATTENTION_RULES: tuple[tuple[str, ...], ...] = (
     ("q", "v"),  # mT5 and other relatives of T5
     ("query", "value"),  # BERT and its relatives
 )
+
+
+def is_gpt2(name: str) -> bool:
+    """Whether a new model of this name is a GPT-2; any other is a T5."""
+    return name.rpartition("/")[2].startswith("gpt2")

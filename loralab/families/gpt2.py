@@ -14,10 +14,11 @@ New weights are normal with mean 0 and this deviation:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from loralab.errors import ModelError
+from loralab.errors import ModelError, RecipeError, nearest
+from loralab.model_settings import ModelSizes
 
 DEFAULT_RULES = ("c_attn",)
 
@@ -117,6 +118,44 @@ SIZES: dict[str, GPT2Config] = {
     "gpt2-large": GPT2Config(1280, 36, 20),
     "gpt2-xl": GPT2Config(1600, 48, 25),
 }
+
+
+# A GPT-2 of one's own.
+
+HUGGING_FACE = {
+    "d_model": "n_embd",
+    "d_ff": "n_inner",
+    "layers": "n_layer",
+    "heads": "n_head",
+    "positions": "n_positions",
+}
+
+
+def new_config(
+    name: str, sizes: ModelSizes | None, vocab_size: int, start_id: int, end_id: int, pad_id: int | None
+) -> GPT2Config:
+    """The settings of a new model: those of the published name, with the sizes that are given instead.
+
+    Raises:
+        RecipeError: the name is unknown, a size is a T5's, or the heads do not divide the width.
+    """
+    short = name.rpartition("/")[2]
+    if short not in SIZES:
+        raise RecipeError(f"model.name {name!r} has no sizes to begin with at random. {nearest(short, SIZES)}")
+    known = {key: value for key, value in (sizes.model_dump() if sizes else {}).items() if value is not None}
+    if foreign := [key for key in known if key not in HUGGING_FACE]:
+        raise RecipeError(
+            f"model.sizes.{foreign[0]} is for T5 and means nothing for a GPT-2, whose sizes are {', '.join(HUGGING_FACE)}. Remove it."
+        )
+    config = replace(
+        SIZES[short], **{HUGGING_FACE[key]: value for key, value in known.items()},
+        vocab_size=vocab_size, bos_token_id=start_id, eos_token_id=end_id, pad_token_id=pad_id,
+    )  # fmt: skip
+    if config.n_embd % config.n_head:
+        raise RecipeError(
+            f"model.sizes.heads {config.n_head} does not divide model.sizes.d_model {config.n_embd}. Take another number."
+        )
+    return config
 
 
 def deviation(name: str, config: GPT2Config) -> float | None:

@@ -3,6 +3,17 @@ https://arxiv.org/abs/1910.10683).
 
 Two generations share the architecture: v1.0 (t5-small …) with ReLU and an output head tied to the input embedding, and
 v1.1 (t5-v1_1, FLAN-T5) with a gated GELU and a head of its own (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+
+New weights are normal with mean 0 and this deviation, so that a layer's output is as large as its input; as in the
+published code of T5 and in Transformers' `_init_weights`:
+
+    shared.weight, lm_head.weight               1
+    q                                           (d_model · d_kv)^-½        there is no 1/√d_kv in its attention
+    k, v, relative_attention_bias               d_model^-½
+    o                                           (heads · d_kv)^-½
+    wi, wi_0, wi_1                              d_model^-½
+    wo                                          d_ff^-½
+    layer_norm.weight, final_layer_norm.weight  all 1, no draw
 """
 
 from __future__ import annotations
@@ -147,6 +158,10 @@ def new_config(name: str, sizes: ModelSizes | None, vocab_size: int, pad_id: int
         RecipeError: the name is unknown, a size is missing, or the heads do not divide d_model.
     """
     known = {key: value for key, value in (sizes.model_dump() if sizes else {}).items() if value is not None}
+    if "positions" in known:
+        raise RecipeError(
+            "model.sizes.positions is for GPT-2: a T5 has no bound on the length of its texts. Remove it."
+        )
     tokens: dict[str, Any] = {
         "vocab_size": vocab_size,
         "pad_token_id": pad_id,
@@ -200,6 +215,21 @@ def _of_sizes(known: dict[str, Any]) -> T5Config:
 def _consistent(known: dict[str, Any]) -> dict[str, Any]:
     """Outputs are scaled iff the head is tied, the rule that the published checkpoints follow."""
     return {**known, "scale_decoder_outputs": known["tie_embeddings"]} if "tie_embeddings" in known else known
+
+
+def deviation(name: str, config: T5Config) -> float | None:
+    """The standard deviation with which a weight of this name begins; None for a norm's, which is 1."""
+    part = name.split(".")[-2]
+    if part.endswith("layer_norm"):
+        return None
+    inner, d_model = config.num_heads * config.d_kv, config.d_model
+    return {
+        "shared": 1.0,
+        "lm_head": 1.0,
+        "q": (d_model * config.d_kv) ** -0.5,
+        "o": inner**-0.5,
+        "wo": config.d_ff**-0.5,
+    }.get(part, d_model**-0.5)
 
 
 def config_json(config: T5Config) -> dict[str, Any]:

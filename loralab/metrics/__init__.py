@@ -20,7 +20,10 @@ LABELS = "classification"  # the metric of labels; all others are of texts
 
 LOSS = Column("loss", "loss", better="lower", digits=3)  # nats per target token, measured by the model itself
 PERPLEXITY = Column("perplexity", "perplexity", better="lower")  # its exponential, of texts without a source
+BITS = Column(
+    "bits_per_byte", "bits/byte", better="lower", digits=3
+)  # the same per byte, in bits, where all bytes are counted
 COLUMNS: Mapping[str, Column] = {
     column.name: column
-    for column in (LOSS, PERPLEXITY, *(column for metric in METRICS.values() for column in metric.COLUMNS))
+    for column in (LOSS, PERPLEXITY, BITS, *(column for metric in METRICS.values() for column in metric.COLUMNS))
 }

@@ -88,11 +88,20 @@ def token_losses(
     ids, mask, following = join(source_ids, source_mask, labels)
     if isinstance(model, GPT2):
         return model.token_losses(ids, mask, following, smoothing)
+    return losses_at(model, following, smoothing, input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+def losses_at(model: nn.Module, following: Tensor, smoothing: float, **inputs: Any) -> Tensor:
+    """Cross-entropy in nats of what follows each place, [N], row by row; -100 in `following` [B, L] counts for nothing.
+
+    Args:
+        inputs: what the model's forward takes.
+    """
     predicts = following != IGNORED
     head = model.get_output_embeddings()  # type: ignore[operator]
 
     def run(choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        return _through_head(model, head, choose, input_ids=ids, attention_mask=mask)
+        return _through_head(model, head, choose, **inputs)
 
     if head_is_last(model):
         states_BLD, _ = run(lambda states: states[:, :0])
@@ -131,7 +140,7 @@ def _try_head(model: nn.Module) -> bool:
 
 
 def _through_head(
-    model: nn.Module, head: nn.Module, choose: Callable[[Tensor], Tensor], **inputs: Tensor
+    model: nn.Module, head: nn.Module, choose: Callable[[Tensor], Tensor], **inputs: Any
 ) -> tuple[Tensor, Tensor]:
     """(all states that would meet the head, the model's logits of those that `choose` lets through)."""
     caught: list[Tensor] = []
@@ -142,7 +151,7 @@ def _through_head(
 
     hook: RemovableHandle = head.register_forward_pre_hook(only_chosen)
     try:
-        logits = model(**inputs, use_cache=False).logits
+        logits = model(**inputs).logits
     finally:
         hook.remove()
     return caught[0], logits

@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loralab.on_torch.causal import inputs_of
-
 
 @torch.no_grad()
-def first_not_finite(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> str:
+def first_not_finite(model: nn.Module, batches: Sequence[dict[str, Any]]) -> str:
     """A weight that is not finite, or else the first module, in the order of the computation, whose output is not.
 
     Args:
-        batches: ids, mask and labels each.
+        batches: what the model's forward takes.
     """
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -33,8 +31,8 @@ def first_not_finite(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor, T
         if name
     ]
     try:
-        for source_ids, source_mask, labels in batches:
-            model(**inputs_of(model, source_ids, source_mask, labels))
+        for inputs in batches:
+            model(**inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -4,6 +4,9 @@ as plain tensors.
 `scale_parameter` is Adafactor's, with which T5 was trained (Shazeer & Stern 2018, section 8, https://arxiv.org/abs/1804.04235):
 a step is relative to a tensor's size. T5's random embeddings are 100 times its random queries, and no one rate fits both.
 
+Weight decay pulls at matrices of products alone, LoRA's among them: not at biases and norms, which have one dimension, nor
+at embeddings, of which most rows have no gradient in a step.
+
 In bf16's 8 bits of mantissa most steps would round to nothing, so such weights are updated through copies in fp32.
 """
 
@@ -26,22 +29,31 @@ class Optimizer:
     """One step after the other at the rate that the loop says."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], twins: Sequence[nn.Parameter], settings: OptimizerSettings
+        self,
+        parameters: Sequence[nn.Parameter],
+        twins: Sequence[nn.Parameter],
+        settings: OptimizerSettings,
+        embeddings: Sequence[Tensor] = (),
     ) -> None:
-        """`twins`: those of the parameters that learn at `lora_plus_ratio` times the rate."""
+        """`twins`: those of the parameters that learn at `lora_plus_ratio` times the rate. `embeddings`: those that no decay touches,
+        beside biases and norms."""
         self.parameters = list(parameters)
         self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.parameters]
         self.max_grad_norm = settings.max_grad_norm
         faster = {id(twin) for twin in twins}
         self.scale_parameter = settings.scale_parameter
-        groups: dict[tuple[float, int], list[nn.Parameter]] = defaultdict(list)
+        kept = {id(embedding) for embedding in embeddings}
+        groups: dict[tuple[float, float, int], list[nn.Parameter]] = defaultdict(list)
         for index, (parameter, master) in enumerate(zip(self.parameters, self.masters, strict=True)):
             ratio = settings.lora_plus_ratio if id(parameter) in faster else 1.0
-            groups[ratio, index if self.scale_parameter else 0].append(master)
+            decay = 0.0 if parameter.ndim < 2 or id(parameter) in kept else settings.weight_decay
+            groups[ratio, decay, index if self.scale_parameter else 0].append(master)
         self.adamw = torch.optim.AdamW(
-            [{"params": members, "ratio": ratio} for (ratio, _), members in groups.items()],
+            [
+                {"params": members, "ratio": ratio, "weight_decay": decay}
+                for (ratio, decay, _), members in groups.items()
+            ],
             lr=0.0,
-            weight_decay=settings.weight_decay,
             fused=True,
         )
 

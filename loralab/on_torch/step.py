@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from loralab.config import Recipe
 from loralab.data.batches import Batch, collate
 from loralab.data.chat import Chat
-from loralab.data.denoise import Encoded, MaskedSplit
+from loralab.data.denoise import Documents, Encoded
 from loralab.data.encode import prompt_of
 from loralab.data.stopping import Stops
 from loralab.decoding import Decoding
 from loralab.engine import Proof, Step
 from loralab.labels import Labels
 from loralab.model_files import load_tokenizer, model_folder
-from loralab.on_torch import causal, classifier
+from loralab.on_torch import causal, classifier, packed
 from loralab.on_torch.classifier import fitted_labels, label_losses, load_classifier, stored_labels, write_labels
 from loralab.on_torch.cuts import encoder_of, find_cut
 from loralab.on_torch.device import choose_device, choose_dtype
@@ -87,6 +87,8 @@ class TorchEngine:
         self.prompt = prompt_of(recipe.data, self.tokenizer, self.causal, self.labels)
         if self.causal:
             check_looks_back(self.model)
+            if recipe.data.packing:
+                packed.check_packs(self.model, min(recipe.data.row_length, self.positions or recipe.data.row_length))
             causal.stop_at(
                 self.model, self.prompt.end if isinstance(self.prompt, Chat) else self.tokenizer.eos_token_id
             )
@@ -171,6 +173,9 @@ class TorchEngine:
             encoder_of(self.model).eval()
 
     def _token_losses(self, batch: Batch, smoothing: float) -> Tensor:
+        if batch.documents is not None:
+            ids, _, labels = self._tensors(batch)
+            return packed.token_losses(self.model, ids, self._documents(batch), labels, smoothing)
         logits = None if self._features is None else self._features.logits(batch)
         if logits is None:
             return token_losses(self.model, *self._tensors(batch), smoothing)
@@ -178,7 +183,7 @@ class TorchEngine:
         return label_losses(logits, torch.from_numpy(batch.labels).to(self._device), self.labels.multi, smoothing)
 
     def compute_once(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
-        if self.labels is None or isinstance(encoded, MaskedSplit) or self.recipe.training.frozen_dropout:
+        if self.labels is None or isinstance(encoded, Documents) or self.recipe.training.frozen_dropout:
             return
         if self._features is None:
             rows = np.argsort(encoded.source_lengths)[[0, -1]]  # of two lengths, so that one is padded
@@ -200,7 +205,8 @@ class TorchEngine:
     @property
     def optimizer(self) -> Optimizer:
         if self._optimizer is None:
-            self._optimizer = Optimizer(self.parameters, self._twins(), self.recipe.optimizer)
+            embeddings = [module.weight for module in self.model.modules() if isinstance(module, nn.Embedding)]
+            self._optimizer = Optimizer(self.parameters, self._twins(), self.recipe.optimizer, embeddings)
         return self._optimizer
 
     def _twins(self) -> list[nn.Parameter]:
@@ -208,7 +214,7 @@ class TorchEngine:
         return [] if self.adapter is None else [update.B for update in self.adapter.updates.values()]
 
     def diagnose(self, batches: Sequence[Batch]) -> str:
-        return first_not_finite(self.model, [self._tensors(batch) for batch in batches])
+        return first_not_finite(self.model, [self._inputs(self.model, batch) for batch in batches])
 
     def save_state(self, file: Path) -> None:
         try:
@@ -278,8 +284,18 @@ class TorchEngine:
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         if self.labels is not None:
             return classifier.logits(model, *self._tensors(batch)[:2])
-        logits: Tensor = model(**causal.inputs_of(model, *self._tensors(batch))).logits
+        logits: Tensor = model(**self._inputs(model, batch)).logits
         return logits.float()
+
+    def _inputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """What the forward of a model that writes takes."""
+        if batch.documents is not None:
+            return packed.inputs_of(model, self._tensors(batch)[0], self._documents(batch))
+        return causal.inputs_of(model, *self._tensors(batch))
+
+    def _documents(self, batch: Batch) -> Tensor:
+        assert batch.documents is not None
+        return torch.from_numpy(batch.documents).to(self._device)
 
     def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         arrays = (batch.source_ids, batch.source_mask, batch.labels)

@@ -1,0 +1,47 @@
+"""`embedded:documentation`: prose to train a small language model on, what people have written about their code.
+
+Of each text of `embedded:code` (corpus.py) that is Python the docstrings, in the order of the file, dedented, a blank line
+between them; a text that is not, a package's description or a .md or .rst file, as it is. So splits, packages and their
+licences are those of `embedded:code`: validation and test are the standard library's. Texts of less than 200 characters are
+left out, and those most of whose lines stood there before. Columns: text, origin, version, licence.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import warnings
+from typing import Any
+
+from loralab.embedded import corpus
+from loralab.embedded.corpus import Row
+
+SHORTEST = 200  # characters
+BETWEEN = "\n\n"  # docstrings
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@functools.cache
+def rows(split: str) -> tuple[Row, ...]:
+    """The texts of a split, in the order of `embedded:code`."""
+    texts = [row | {"text": prose} for row in corpus.rows(split) if len(prose := prose_of(row["text"])) >= SHORTEST]
+    return tuple(corpus.new_texts(texts) if split == "train" else texts)
+
+
+def card() -> dict[str, Any]:
+    """Counts by split, and the packages with their versions, licences and sizes."""
+    return corpus.card_of(rows)
+
+
+def prose_of(text: str) -> str:
+    """The docstrings of Python's source; any other text itself."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in strings that will be errors one day
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return text
+    nodes = sorted(
+        (node for node in ast.walk(tree) if isinstance(node, DOCUMENTED)), key=lambda node: getattr(node, "lineno", 0)
+    )
+    return BETWEEN.join(docstring for node in nodes if (docstring := ast.get_docstring(node)))
