@@ -124,16 +124,17 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--new-tokens", type=int, default=32, help="of every answer")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="of the longest prompt")
+    parser.add_argument("--layers", type=int, default=12, help="of the model; fewer for a first look")
     parser.add_argument("--cases", default="1,16,beam4", help="which of the ratios to measure")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cases = {"1": (1, 1), "16": (16, 1), "beam4": (4, 4)}
     with tempfile.TemporaryDirectory() as folder:
-        base = make_base(Path(folder), options.data, "gpt2")
+        base = make_base(Path(folder), options.data, "gpt2", n_layer=options.layers)
         found = {f"ratio_{case}": measure(base, options, *cases[case]) for case in options.cases.split(",")}
     results = {name: case.pop("ratio") for name, case in found.items()} | {"cases": found}
     results |= {
-        "sizes": {"new_tokens": options.new_tokens, "prompt_tokens": options.prompt_tokens},
+        "sizes": {"new_tokens": options.new_tokens, "prompt_tokens": options.prompt_tokens, "layers": options.layers},
         "machine": machine(),
     }
     if options.json:
