@@ -139,11 +139,11 @@ TWO_LAYERS = {
 
 
 class Reader(linen.Module):
-    """Embedding, attention with several heads, dropout, a norm: a model of Linen's."""
+    """Embedding, heads, a norm, dropout: a model of Linen's."""
 
     @linen.compact
     def __call__(self, ids: Array, train: bool = False, activation: str = "tanh") -> Array:
         x = linen.Embed(20, OUTPUTS, name="embed")(ids)
-        x = linen.MultiHeadDotProductAttention(2, name="attention")(x)
+        x = linen.DenseGeneral(OUTPUTS, axis=(-2, -1), name="out")(linen.DenseGeneral((2, 4), name="query")(x))
         x = getattr(jnp, activation)(linen.Dense(OUTPUTS, name="up")(linen.LayerNorm(name="norm")(x)))
         return linen.Dense(3, name="head")(linen.Dropout(0.5, deterministic=not train)(x))

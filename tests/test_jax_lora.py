@@ -363,7 +363,7 @@ def test_a_train_state_and_an_orbax_checkpoint(tmp_path: Path) -> None:
     """Linen's model, TrainState, a saved and restored adapter, merged weights: the published sequence."""
     model, ids, key = Reader(), jnp.array([[1, 2, 3], [4, 5, 6]]), jax.random.key(0)
     params, forward = jax.jit(model.init)(key, ids), jax.jit(partial(model.apply, activation="sin"))
-    spec = LoRASpec(rank=2, rules=["embed", "query", "attention.out", "up"], dropout=0.1, tune_vectors=True)
+    spec = LoRASpec(rank=2, rules=["embed", "query", "out", "up"], dropout=0.1, tune_vectors=True)
     axes = {"query": "ioo", "out": "iio"}
     trainable, apply_fn, merge_fn = lora_init(spec, model.apply, params, axes=axes)
     state = TrainState.create(apply_fn=apply_fn, params=trainable, tx=optax.adamw(1e-2))
