@@ -223,13 +223,14 @@ def deviation(name: str, config: T5Config) -> float | None:
     if part.endswith("layer_norm"):
         return None
     inner, d_model = config.num_heads * config.d_kv, config.d_model
-    return {
+    spread: dict[str, float] = {
         "shared": 1.0,
         "lm_head": 1.0,
         "q": (d_model * config.d_kv) ** -0.5,
         "o": inner**-0.5,
         "wo": config.d_ff**-0.5,
-    }.get(part, d_model**-0.5)
+    }
+    return spread.get(part, d_model**-0.5)
 
 
 def config_json(config: T5Config) -> dict[str, Any]:
