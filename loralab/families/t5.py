@@ -230,7 +230,7 @@ def deviation(name: str, config: T5Config) -> float | None:
         "o": inner**-0.5,
         "wo": config.d_ff**-0.5,
     }
-    return spread.get(part, d_model**-0.5)
+    return spread.get(part, float(d_model**-0.5))
 
 
 def config_json(config: T5Config) -> dict[str, Any]:
