@@ -45,6 +45,8 @@ class Question:
     out: Path | None = None
     sample: str | None = None
     as_json: bool = False
+    seed: int | None = None
+    """Of a row by chance, and of the draws; None takes another row each time."""
 
     def check(self) -> None:
         """Raises UserError where it is no question."""
@@ -75,19 +77,28 @@ def answer(
     question: Question,
     overrides: list[str],
     base: str | None,
-    max_new_tokens: int | None,
+    max_new_tokens: int | None = None,
     stop: Sequence[str] = (),
+    top_p: float | None = None,
 ) -> tuple[dict[str, Any], str | None]:
     """What the model says: as a record, and as text for people (None where they have seen it already)."""
     question.check()
-    if max_new_tokens is not None:
-        overrides = [*overrides, f"evaluation.max_new_tokens={max_new_tokens}"]
+    given = {"max_new_tokens": max_new_tokens, "top_p": top_p, "seed": question.seed}
+    overrides = [
+        *overrides,
+        *(["evaluation.sample=true"] if top_p is not None else []),
+        *(f"evaluation.{key}={value}" for key, value in given.items() if value is not None),
+    ]
     if stop:
         ends = [text.replace("\\n", "\n") for text in stop]
         overrides = [*overrides, f"evaluation.stop={json.dumps(ends, ensure_ascii=False)}"]
     at_terminal = not (question.texts or question.input or question.sample) and sys.stdin.isatty()
     texts = [] if at_terminal or question.input or question.sample else _given_texts(question)
     recipe, saved = find_trained(trained, overrides, base, NO_DATA)
+    if question.seed is not None and question.sample is None and not recipe.evaluation.sample:
+        raise UserError(
+            "--seed changes nothing: nothing is drawn. Add --top-p, evaluation.sample=true or --sample SPLIT."
+        )
     if recipe.data.label is not None:
         return _answer_with_labels(recipe, saved, question, texts)
     if at_terminal:
@@ -95,7 +106,7 @@ def answer(
     if question.input is not None:
         return _answer_file(recipe, saved, question.input, question.out)
     if question.sample is not None:
-        return _answer_row(recipe, saved, question.sample)
+        return _answer_row(recipe, saved, question.sample, question.seed)
     writer = Writer(recipe, saved)
     if len(texts) == 1 and writer.streams and sys.stdout.isatty() and not question.as_json:
         return {"answers": [writer.stream(texts[0], sys.stdout)]}, None
@@ -110,7 +121,7 @@ def _answer_with_labels(
     if question.input is not None:
         return choose_for_file(recipe, saved, question.input, question.out)
     if question.sample is not None:
-        split, _, row = _sampled(recipe, question.sample)
+        split, _, row = _sampled(recipe, question.sample, question.seed)
         result, words = choose_labels(recipe, saved, [row.source])
         result = {
             "split": split,
@@ -161,18 +172,21 @@ def _answers_of_rows(writer: Writer, texts: Texts) -> list[str]:
     return [next(answers) if text else "" for text in texts.texts]
 
 
-def _answer_row(recipe: Recipe, saved: Path | None, sample: str) -> tuple[dict[str, Any], str]:
-    split, given, row = _sampled(recipe, sample)
+def _answer_row(recipe: Recipe, saved: Path | None, sample: str, seed: int | None) -> tuple[dict[str, Any], str]:
+    split, given, row = _sampled(recipe, sample, seed)
     first = next(example.row for example in given if example.source == row.source)  # as in evaluation
     avoid = given.source_hashes if split != "train" else None
-    prediction = Writer(recipe, saved).write([row.source], None, first, avoid)[0]
-    result = {"split": split, "row": row.row, "source": row.source, "references": list(row.targets)}
+    writer = Writer(recipe, saved)
+    prediction = writer.write([row.source], None, first, avoid)[0]
+    result: dict[str, Any] = {"split": split, "row": row.row, "source": row.source, "references": list(row.targets)}
     parts = {
         "Source": transcript(row.source) if recipe.data.messages else row.source,
         "Reference": "\n".join(row.targets),
-        "Prediction": prediction,
     }
-    return {**result, "prediction": prediction}, _row_in_words(split, row.row, parts)
+    if recipe.evaluation.sample:
+        result["greedy"] = writer.greedy().write([row.source], None, first, avoid)[0]
+        parts["Greedy"] = result["greedy"]
+    return {**result, "prediction": prediction}, _row_in_words(split, row.row, parts | {"Prediction": prediction})
 
 
 def _row_in_words(split: str, row: int, parts: Mapping[str, str]) -> str:
@@ -180,8 +194,8 @@ def _row_in_words(split: str, row: int, parts: Mapping[str, str]) -> str:
     return f"Row {row} of {split}; again: --sample {split}:{row}{text}"
 
 
-def _sampled(recipe: Recipe, sample: str) -> tuple[str, Split, Example]:
-    """(the split, its rows, and of them) a row by chance, or the one whose number stands behind a colon."""
+def _sampled(recipe: Recipe, sample: str, seed: int | None) -> tuple[str, Split, Example]:
+    """(the split, its rows, and of them) a row by chance, the same for the same seed, or the one whose number stands behind a colon."""
     split, _, number = sample.partition(":")
     data = recipe.data
     if data.name == NO_DATA["name"]:
@@ -192,7 +206,8 @@ def _sampled(recipe: Recipe, sample: str) -> tuple[str, Split, Example]:
     rows = {example.row: example for example in given}
     if number and not (number.isdecimal() and int(number) in rows):
         raise DataError(f"--sample {sample}: there is no such row. Those of {split} are {min(rows)} to {max(rows)}.")
-    return split, given, rows[int(number) if number else random.SystemRandom().choice(list(rows))]
+    chance = random.SystemRandom() if seed is None else random.Random(seed)
+    return split, given, rows[int(number) if number else chance.choice(list(rows))]
 
 
 def _converse(writer: Writer) -> dict[str, Any]:
@@ -235,8 +250,15 @@ class Writer:
 
     def with_seed(self, seed: int) -> Writer:
         """The same writer, with draws of another seed."""
+        return self._but(seed=seed)
+
+    def greedy(self) -> Writer:
+        """The same writer, which takes the likeliest token each time."""
+        return self._but(sample=False, temperature=1.0, top_k=None, top_p=None)
+
+    def _but(self, **settings: Any) -> Writer:
         other = copy.copy(self)
-        other.decoding = self.decoding.model_copy(update={"seed": seed})
+        other.decoding = self.decoding.model_copy(update=settings)
         return other
 
     def write(

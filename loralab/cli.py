@@ -185,6 +185,11 @@ def generate(
             help="Ends an answer, which is cut before it; \\n in it is a line break. May be repeated.",
         ),
     ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Draw from the likeliest tokens of this probability; 1 from all."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draws, and of --sample's row.")] = None,
     base: Base = None,
     as_json: AsJson = False,
 ) -> None:
@@ -192,14 +197,14 @@ def generate(
 
     The texts are those of the options, stdin as one text, or what you type.
 
-    How it writes are overrides: evaluation.beams=4, evaluation.sample=true evaluation.top_p=0.9, and the like.
+    How else it writes are overrides: evaluation.beams=4, evaluation.repetition_penalty=1.2, and the like.
 
     Example: loralab generate runs/rank-32 --text "Tom: Lunch? Ann: At one."
     """
     from loralab.answer import Question, answer
 
-    question = Question(text or (), input, out, sample, as_json)
-    result, words = answer(trained, question, overrides or [], base, max_new_tokens, stop or ())
+    question = Question(text or (), input, out, sample, as_json, seed)
+    result, words = answer(trained, question, overrides or [], base, max_new_tokens, stop or (), top_p)
     if as_json or words is not None:
         _finish(result, as_json, words or "")
 

@@ -291,6 +291,8 @@ def with_overrides(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
     for key, value in overrides.items():
         if mistake := set_key(tree, key.split("."), value, key):
             raise RecipeError(mistake)
+    if overrides.get("training.method") == "full" and "model.quantize" not in overrides and "quantize" in tree["model"]:
+        tree["model"] |= {"quantize": None, "quantize_except": []}  # a frozen base's storage, of no use to this variant
     return tree
 
 

@@ -55,7 +55,7 @@ class Engine(Protocol):
     """One model, and how it is trained.
 
     `prompt`: how rows are written down for it. `causal`: source and target are one sequence to it, of at most `positions`
-    tokens. `labels`: what it chooses from, if it is a classifier.
+    tokens. `labels`: what it chooses from, if it is a classifier. `note`: what is to be known of an adapter on this base, if anything.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -70,6 +70,7 @@ class Engine(Protocol):
     trainable: int
     total: int
     summary: str
+    note: str | None
 
     def train_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
         """One update from all of these batches, each target token weighing the same; none where the result is not finite."""
@@ -148,7 +149,7 @@ def load_engine(recipe: Recipe, saved: Path, labels: Labels | None = None) -> En
 
 def merge(base: str, adapter: Path, out: Path) -> None:
     """Writes base and adapter as one plain model, in the base's own dtype."""
-    _module("torch").merge_folder(base, adapter, out)
+    _module("torch", "merge").merge_folder(base, adapter, out)
 
 
 def _module(engine: str, part: str = "step") -> Any:

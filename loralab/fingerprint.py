@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 TENSORS, VALUES = 64, 8  # sampled: enough to tell any two trainings apart, and a few kilobytes on disk
 ROUNDING = 2.0**-7  # bf16 keeps 8 bits: two roundings of one value differ by at most this share of it
@@ -37,9 +38,13 @@ def take(shapes: Mapping[str, Sequence[int]], read: Callable[[str, np.ndarray], 
 
 
 def _sample(name: str, shape: Sequence[int], read: Callable[[str, np.ndarray], Sequence[float]]) -> Sample:
-    size = int(np.prod(shape))
-    positions = np.unique(np.linspace(0, size - 1, VALUES).astype(np.int64))
-    return {"shape": list(shape), "values": [float(f"{value:.6g}") for value in read(name, positions)]}
+    values = read(name, sampled_positions(shape))
+    return {"shape": list(shape), "values": [float(f"{value:.6g}") for value in values]}
+
+
+def sampled_positions(shape: Sequence[int]) -> NDArray[np.int64]:
+    """The flat positions of the values that are kept of a matrix of this shape."""
+    return np.unique(np.linspace(0, int(np.prod(shape)) - 1, VALUES).astype(np.int64))
 
 
 def spread(names: Sequence[str], count: int) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -129,9 +130,19 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} holds no weights: expected {SAFETENSORS}, {INDEX} or {PICKLES[0]}. It holds: {found}."
         )
     for shard in shards:
-        if shard.suffix == ".safetensors":
-            open_file(shard)
+        _check_whole(shard)
     return shards
+
+
+def _check_whole(path: Path) -> None:
+    """Raises ModelError where the file is cut off, as far as that shows without reading it."""
+    if path.suffix == ".safetensors":
+        open_file(path)
+        return
+    with path.open("rb") as file:
+        begins_as_zip = file.read(2) == b"PK"
+    if begins_as_zip and not zipfile.is_zipfile(path):  # whose table of contents stands at the end
+        raise ModelError(f"{path} is cut off. Download or copy it again.")
 
 
 def _shards(index: Path) -> list[Path]:

@@ -61,6 +61,8 @@ class ModelSettings(Settings):
     quantize: Literal["int8", "nf4"] | None = None
     """How the frozen base's linear maps are stored: int8 (8 bits a weight), nf4 (4.5); null keeps them in dtype. Products are
     in dtype all the same. Not for training.method full; needs the extra loralab[quantize]."""
+    quantize_except: tuple[str, ...] = ()
+    """With quantize: linear modules that stay in dtype, by rules as those of lora.rules, such as [wo]. Embeddings and heads always do."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """The model's own dropout while training; null keeps the checkpoint's (0.1 for T5)."""
 
@@ -68,6 +70,12 @@ class ModelSettings(Settings):
     @classmethod
     def _none_is_null(cls, value: Any) -> Any:
         return None if value == "none" else value
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> ModelSettings:
+        if self.quantize_except and self.quantize is None:
+            raise ValueError("quantize_except means something only with quantize: int8 or nf4")
+        return self
 
     @model_validator(mode="after")
     def _random_or_not(self) -> ModelSettings:

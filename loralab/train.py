@@ -155,7 +155,8 @@ def _run(
         write_confusion(folder, scores.labels)
     after = before if tokens.training is None else measure_after(engine, material.held_out, tokens.held_out)
     record["forgetting"] = describe_forgetting(material, tokens.held_out, before, after, folder)
-    record |= {"lengths": lengths, "device": engine.device, "dtype": engine.dtype, **environment()}
+    record |= {"lengths": lengths, "device": engine.device, "dtype": engine.dtype, "quantize": recipe.model.quantize}
+    record |= environment()
     write_json(folder / RECORD, record)
     checkpoint.remove(folder)
     remove_base(folder)

@@ -13,6 +13,7 @@ from loralab.engine import Engine, load_engine, merge, open_engine
 from loralab.errors import UserError
 from loralab.evaluate import encode_asked, evaluate, read_evaluation_rows
 from loralab.material import describe_rows, read_training_rows
+from loralab.progress import say
 from loralab.run import find_trained, new_folder, size_on_disk
 from loralab.table import empty_row
 
@@ -47,7 +48,10 @@ def open_trained(recipe: Recipe, saved: Path | None) -> Engine:
     labels = None
     if recipe.data.label is not None and recipe.data.name != NO_DATA and not _brings_labels(saved):
         labels = settle_labels(recipe, read_training_rows(recipe))
-    return open_engine(recipe, labels=labels) if saved is None else load_engine(recipe, saved, labels)
+    engine = open_engine(recipe, labels=labels) if saved is None else load_engine(recipe, saved, labels)
+    if engine.note:
+        say(engine.note)
+    return engine
 
 
 def _brings_labels(saved: Path | None) -> bool:

@@ -244,6 +244,20 @@ def test_a_quantised_base_is_never_trained_whole(recipe_file: Path) -> None:
     assert load_recipe(recipe_file, ["model.quantize=nf4"]).model.quantize == "nf4"
     (problem,) = mistakes(recipe_file, "model.quantize=int8", "training.method=full")
     assert problem.startswith("  model.quantize int8 stores weights that no step can change")
+    (problem,) = mistakes(recipe_file, "model.quantize_except=[wo]")
+    assert problem == "  model: quantize_except means something only with quantize: int8 or nf4"
+
+
+def test_a_variant_that_trains_everything_does_not_inherit_a_quantised_base() -> None:
+    tree: dict[str, Any] = {
+        "name": "example",
+        "model": {"name": "t5-small", "quantize": "int8", "quantize_except": ["wo"]},
+        "data": {"name": "d", "source": "a", "target": "b"},
+        "variants": {"full": {"training.method": "full"}, "lora": {"lora.rank": 2}},
+    }
+    recipe = recipe_from_tree(tree, [], "example")
+    assert recipe.variant("full").model.quantize is None and recipe.variant("full").model.quantize_except == ()
+    assert recipe.variant("lora").model.quantize == "int8" and recipe.variant("lora").model.quantize_except == ("wo",)
 
 
 def test_the_designs_example_resolves() -> None:

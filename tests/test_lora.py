@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from loralab import LoRASpec, attach
 from loralab.errors import AdapterError, TargetError
 from loralab.families.t5 import SIZES
-from loralab.on_torch.attach import base_parameters
+from loralab.on_torch.base import base_parameters
 from loralab.on_torch.linear import project
 from loralab.on_torch.models.t5 import T5
 

@@ -36,7 +36,7 @@ INTERFACE = {
     "generate": "model tokenizer texts * max_new_tokens beams length_penalty early_stopping sample temperature top_k top_p "
     "repetition_penalty stop seed",
     "load_adapter": "model folder name",
-    "load_model": "name dtype device",
+    "load_model": "name dtype device quantize quantize_except",
     "load_recipe": "name_or_path overrides",
 }
 COMMANDS = {
@@ -44,7 +44,7 @@ COMMANDS = {
     "compare": "recipe overrides --data --json --out --resume",
     "evaluate": "trained overrides --base --json",
     "score": "files --group --json --metrics --prediction --predictions --reference --source",
-    "generate": "trained overrides --base --input --json --max-new-tokens --out --sample --stop --text",
+    "generate": "trained overrides --base --input --json --max-new-tokens --out --sample --seed --stop --text --top-p",
     "merge": "trained --base --json --out",
     "runs": "folder --json",
     "recipes": "--json",

@@ -76,13 +76,14 @@ def same(a: Path, b: Path) -> None:
 
 
 def live_until_killed(workshop: Path, run: Path, coins: random.Random) -> bool:
-    """Begins the run or goes on with it, until some moment after it has begun to write; false if it came to its end first."""
-    resume = ["--resume"] if (run / "recipe.yaml").exists() else []
-    before = changed(run / "metrics.jsonl")
+    """Begins the run or goes on with it, until some moment after some of its steps; false if it came to its end first."""
+    resume, log = ["--resume"] if (run / "recipe.yaml").exists() else [], run / "metrics.jsonl"
+    before = changed(log)
     process = Process(workshop, ("train", "tiny.yaml", *LONG, "--out", run.name, *resume))
-    while process.running() and changed(run / "metrics.jsonl") == before:
-        time.sleep(0.005)
-    time.sleep(coins.uniform(0, 0.4))
+    while process.running() and changed(log) == before:
+        time.sleep(0.005)  # until this life has begun to write
+    wait_for_step(process, log, log.read_bytes().count(b"\n") + coins.randrange(-1, 6))
+    time.sleep(coins.uniform(0, 0.1))
     if not process.running():
         assert process.wait() == 0, process.errors
         return False

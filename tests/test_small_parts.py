@@ -13,8 +13,8 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from loralab.fingerprint import Fingerprint, difference, take
-from loralab.on_torch.attach import fingerprint
 from loralab.on_torch.attention import attention
+from loralab.on_torch.base import fingerprint
 from loralab.on_torch.device import choose_device, choose_dtype
 from loralab.on_torch.dropout import Dropout, keep_mask
 from loralab.on_torch.optimizer import Optimizer

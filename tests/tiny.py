@@ -43,12 +43,18 @@ def theirs(folder: Path) -> T5ForConditionalGeneration:
 
 
 def make_t5(
-    folder: Path, layout: str = "tied-scaled", seed: int = 0, tokenizer: Path | None = None, vocabulary: int = 120
+    folder: Path,
+    layout: str = "tied-scaled",
+    seed: int = 0,
+    tokenizer: Path | None = None,
+    vocabulary: int = 120,
+    width: int = 32,
 ) -> Path:
     """A random T5 of a few thousand weights; v1.0 for the first layout, gated v1.1 for the others. More encoder than decoder layers."""
     torch.manual_seed(seed)
     settings = {
-        "vocab_size": vocabulary, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4,
+        "vocab_size": vocabulary, "d_model": width, "d_kv": width // 4, "d_ff": 2 * width,
+        "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4,
         "decoder_start_token_id": 0, "initializer_factor": 1.0,
         "feed_forward_proj": "relu" if layout == "tied-scaled" else "gated-gelu",
     }  # fmt: skip
@@ -58,7 +64,7 @@ def make_t5(
     model.save_pretrained(folder)
     if layout == "untied":  # as the published FLAN files are: a head of its own, and the config of older libraries
         weights = load_file(folder / "model.safetensors")
-        weights["lm_head.weight"] = torch.randn(vocabulary, 32)
+        weights["lm_head.weight"] = torch.randn(vocabulary, width)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((folder / "config.json").read_text())
         config["tie_word_embeddings"] = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from loralab import adapter as files
 from loralab.adapter import AdapterFiles
 from loralab.errors import AdapterError, TargetError
 from loralab.families import ATTENTION_RULES, DEFAULT_RULES
-from loralab.fingerprint import Fingerprint, take
+from loralab.on_torch.base import (
+    ATTRIBUTE,
+    base_parameters,
+    base_shapes,
+    describe_modules,
+    fingerprint,
+    is_turned,
+    model_type,
+    packing,
+    plain_modules,
+    size,
+)
 from loralab.on_torch.describe import adapter_table
-from loralab.on_torch.heads import head_modules
-from loralab.on_torch.linear import LINEAR, WRAPPABLE, dense_weight, write_dense_weight
+from loralab.on_torch.linear import LINEAR, WRAPPABLE, PackedLinear, dense_weight, is_transposed, write_dense_weight
 from loralab.on_torch.lora import Adapted, DropoutMasks, Update, wrap
 from loralab.spec import LoRASpec
-from loralab.targets import Module, check_patterns, resolve, select
+from loralab.targets import check_patterns, resolve, select
 
 
 @dataclass
@@ -42,9 +51,6 @@ class Attachment:
     masks: dict[str, DropoutMasks] = field(default_factory=dict)
     originals: dict[str, nn.Parameter] = field(default_factory=dict)
     active: str | None = None
-
-
-ATTRIBUTE = "_loralab"
 
 
 def attach(model: nn.Module, spec: LoRASpec, name: str = "default") -> Adapter:
@@ -78,56 +84,6 @@ def attachment_for(model: nn.Module, name: str) -> Attachment:
     return attachment
 
 
-def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules of the base by name, as if nothing were attached."""
-    modules: dict[str, nn.Module] = {}
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if name.startswith(inside):
-            continue
-        if isinstance(module, Adapted):
-            inside = (*inside, name + ".")
-            module = module.base
-        modules[name] = module
-    return modules
-
-
-def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the base by name, as if nothing were attached."""
-    attachment: Attachment = getattr(model, ATTRIBUTE, None) or Attachment()
-    found = {
-        f"{name}.{leaf}".lstrip("."): parameter
-        for name, module in plain_modules(model).items()
-        for leaf, parameter in module.named_parameters(recurse=False)
-    }
-    return {name: attachment.originals.get(name, parameter) for name, parameter in found.items()}
-
-
-def _as_stored(model: nn.Module, name: str, parameter: Tensor) -> Tensor:
-    """The matrix as the files have it: of our GPT-2 it was turned on the way in."""
-    return parameter.T if name.endswith(getattr(model, "turned", ())) else parameter
-
-
-def model_type(model: nn.Module) -> str:
-    """Hugging Face's name of the architecture."""
-    return str(getattr(getattr(model, "config", None), "model_type", ""))
-
-
-def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> Fingerprint:
-    """The fingerprint of the model's base; of the parameters of these names alone, as far as the base has them."""
-    parameters = {name: _as_stored(model, name, parameter) for name, parameter in base_parameters(model).items()}
-    parameters |= {alias: parameters[name] for alias, name in getattr(model, "aliases", {}).items()}
-    if names is not None:
-        parameters = {name: parameters[name] for name in names if name in parameters}
-
-    def read(name: str, positions: np.ndarray) -> list[float]:
-        flat = parameters[name].detach().reshape(-1)
-        values: list[float] = flat[torch.from_numpy(positions).to(flat.device)].float().tolist()
-        return values
-
-    return take({name: tuple(parameter.shape) for name, parameter in parameters.items()}, read)
-
-
 # What the spec selects
 
 
@@ -137,7 +93,7 @@ def _targets(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) ->
         raise TargetError(
             f"loralab has no default rules for {type(model).__name__}: say which modules to adapt, such as rules=['all-linear']."
         )
-    targets = resolve(rules, _describe(model, modules))
+    targets = resolve(rules, describe_modules(model, modules))
     check_patterns(spec.rank_pattern, targets, "rank_pattern")
     check_patterns(spec.alpha_pattern, targets, "alpha_pattern")
     _refuse_tied(model, modules, targets)
@@ -153,17 +109,6 @@ def _default_rules(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str
         return DEFAULT_RULES.get(kind)
     leaves = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, WRAPPABLE)}
     return next((rules for rules in ATTENTION_RULES if leaves.issuperset(rules)), None)
-
-
-def _describe(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Module]:
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    heads = head_modules(model)
-    for name, module in modules.items():
-        if name:
-            wrappable, linear = isinstance(module, WRAPPABLE), isinstance(module, LINEAR)
-            yield Module(
-                name, type(module).__name__, wrappable, linear, head=module is output or name.startswith(heads)
-            )
 
 
 def _refuse_tied(model: nn.Module, modules: dict[str, nn.Module], targets: list[str]) -> None:
@@ -187,6 +132,7 @@ def _tuned_names(spec: LoRASpec, modules: dict[str, nn.Module], targets: list[st
     chosen = set()
     if spec.modules_to_save:
         roots = select(spec.modules_to_save, [name for name in modules if name], "modules_to_save")
+        _refuse_packed(modules, roots)
         chosen |= {name for name, _ in names if name.startswith(tuple(root + "." for root in roots))}
     if spec.tune_vectors:
         chosen |= {name for name, parameter in names if parameter.ndim == 1}
@@ -198,6 +144,17 @@ def _tuned_names(spec: LoRASpec, modules: dict[str, nn.Module], targets: list[st
     if clash := [name for name in chosen if name.endswith(".weight") and name.removesuffix(".weight") in targets]:
         raise TargetError(f"{clash[0]!r} is selected both for LoRA and to be trained whole.")
     return [name for name, _ in names if name in chosen]
+
+
+def _refuse_packed(modules: dict[str, nn.Module], roots: list[str]) -> None:
+    """Packed weights cannot be trained."""
+    inside = tuple(f"{root}." for root in roots)
+    for name, module in modules.items():
+        if isinstance(module, PackedLinear) and f"{name}.".startswith(inside):
+            raise TargetError(
+                f"modules_to_save trains {name!r} whole, which is stored as {module.kind} and cannot be. "
+                "Leave it as it is with quantize_except, or give it LoRA."
+            )
 
 
 # Putting it there
@@ -257,6 +214,8 @@ class Adapter:
         self.model, self.spec, self.name = model, spec, name
         self.updates, self.tuned = updates, tuned
         self.card: dict[str, Any] = {}
+        self.note: str | None = None
+        """How this base is stored otherwise than the one that the adapter was trained on."""
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained; what requires no gradient is saved, but left as it is."""
@@ -271,8 +230,7 @@ class Adapter:
     @property
     def total(self) -> int:
         """How many numbers the base and this adapter's updates hold together."""
-        base = {id(p): p.numel() for p in base_parameters(self.model).values()}
-        return sum(base.values()) + sum(p.numel() for update in self.updates.values() for p in update.parameters())
+        return size(self.model) + sum(p.numel() for update in self.updates.values() for p in update.parameters())
 
     def enable(self) -> None:
         """Makes this the model's active adapter."""
@@ -285,8 +243,14 @@ class Adapter:
             _activate(self.model, attachment, None)
 
     def merge(self) -> nn.Module:
-        """A new, plain model that computes in one product what base and adapter compute together; nothing here is changed."""
+        """A new, plain model that computes in one product what base and adapter compute together; nothing here is changed.
+
+        Of a packed base the original weights are read again: nothing is merged into rounded ones.
+        """
         self._attachment()
+        if packing(self.model) is not None:
+            held = next(self.model.parameters())
+            return self._onto(self.model.original(held.dtype, held.device)).merge()  # type: ignore[operator]
         model = copy.deepcopy(self.model)
         attachment: Attachment = getattr(model, ATTRIBUTE)
         _activate(model, attachment, self.name)
@@ -296,6 +260,17 @@ class Adapter:
             model.set_submodule(target, adapted.base)
         delattr(model, ATTRIBUTE)
         return model.requires_grad_(True)
+
+    def _onto(self, model: nn.Module) -> Adapter:
+        """The same adapter on another copy of the base."""
+        attachment = attachment_for(model, self.name)
+        other = install(model, attachment, self.spec, self.name, list(self.updates), list(self.tuned))
+        with torch.no_grad():
+            for target, update in self.updates.items():
+                other.updates[target].load_state_dict(update.state_dict())
+            for name, parameter in self.tuned.items():
+                other.tuned[name].copy_(parameter)
+        return other
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Writes PEFT's folder with our `loralab.json`, and the tokenizer beside it where one is given."""
@@ -318,23 +293,22 @@ class Adapter:
             },
             tuned={name: _array(parameter) for name, parameter in self.tuned.items()},
             embeddings=frozenset(target for target in self.updates if isinstance(modules[target], nn.Embedding)),
-            transposed=any(
-                isinstance(modules[target], Conv1D) or f"{target}.weight".endswith(getattr(self.model, "turned", ()))
-                for target in self.updates
-            ),
+            transposed=any(is_transposed(modules[t]) or is_turned(self.model, f"{t}.weight") for t in self.updates),
             base_name=base_name,
             task_type=task_type(self.model, self.tuned),
-            card={"format": 1, "base": {"name": base_name, "fingerprint": self._fingerprint()}, **self.card},
+            card={"format": 1, "base": {"name": base_name, **self._about_base()}, **self.card},
         )
 
-    def _fingerprint(self) -> Fingerprint:
-        """Of what the adapter does not replace: a classifier's head may be random in the base."""
-        return fingerprint(self.model, [name for name in base_parameters(self.model) if name not in self.tuned])
+    def _about_base(self) -> dict[str, Any]:
+        """How it is stored, and the fingerprint of what the adapter does not replace: a classifier's head may be random in the base."""
+        own = [name for name in base_shapes(self.model) if name not in self.tuned]
+        return {"quantize": packing(self.model), "fingerprint": fingerprint(self.model, own)}
 
     def __str__(self) -> str:
         linear = sum(isinstance(module, LINEAR) for module in plain_modules(self.model).values())
         tuned = {} if self.spec.disabled else self.tuned
-        return adapter_table(self.spec, self.updates, tuned, linear, self.trainable, self.total)
+        table = adapter_table(self.spec, self.updates, tuned, linear, self.trainable, self.total)
+        return f"{table}\n{self.note}" if self.note else table
 
     def _attachment(self) -> Attachment:
         attachment: Attachment | None = getattr(self.model, ATTRIBUTE, None)

@@ -22,6 +22,7 @@ from loralab.model_files import read_config, weight_files
 from loralab.on_torch.heads import head_parameters
 from loralab.on_torch.load import quiet_transformers
 from loralab.on_torch.loss import log_probabilities, smoothed
+from loralab.on_torch.quantize import Quantization, packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,15 +94,33 @@ def fitted_labels(labels: Labels | None, folder: Path) -> tuple[Labels, bool]:
 
 
 def load_classifier(
-    folder: Path, labels: Labels, keep_head: bool, dtype: torch.dtype | None, device: torch.device, seed: int
+    folder: Path,
+    labels: Labels,
+    keep_head: bool,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    seed: int,
+    how: Quantization | None = None,
 ) -> tuple[nn.Module, list[str]]:
     """A base as a classifier of these labels, and the parameters of its head that the files lack, which are random.
+
+    Args:
+        how: the linear maps below the head in fewer bits.
 
     Raises:
         ModelError: the files are damaged, or lack more than a head.
     """
     from transformers import AutoModelForSequenceClassification
 
+    if how is not None:
+        assert dtype is not None, "a packed base needs a dtype to compute in"
+        lacks: list[str] = []
+
+        def load(dtype: torch.dtype | None, device: torch.device) -> nn.Module:
+            model, lacks[:] = load_classifier(folder, labels, keep_head, dtype, device, seed)
+            return model
+
+        return packed(load, dtype, device, how), lacks
     weight_files(folder)
     names = dict(enumerate(labels.names))
     torch.manual_seed(seed)

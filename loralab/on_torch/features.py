@@ -89,10 +89,11 @@ def _digest(cut: Cut) -> str:
     """Of all weights that are not trained, but the head's."""
     head, digest = set(head_parameters(cut.model)), hashlib.blake2b(digest_size=16)
     digest.update(type(cut.model).__name__.encode())
-    for name, parameter in cut.model.named_parameters():
-        if name not in head and not parameter.requires_grad:
+    trained = {name for name, parameter in cut.model.named_parameters() if parameter.requires_grad}
+    for name, tensor in cut.model.state_dict().items():  # packed weights are no parameters
+        if name not in head | trained:
             digest.update(name.encode())
-            flat = parameter.detach().cpu().contiguous().flatten()
+            flat = tensor.cpu().contiguous().flatten()
             digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -1,15 +1,17 @@
 """Base models: from a folder in Hugging Face's layout, or a hub id, to a model in memory; and back to a folder.
 
-T5 and GPT-2 are ours (models/). Every other architecture is Transformers' own class. Weights are read tensor by tensor, cast
-on the way in, and each key of the files is used exactly once; a folder with a missing or damaged shard fails before
-anything is loaded.
+T5 and GPT-2 are ours (models/). Every other architecture is Transformers' own class. Weights are read tensor by tensor from
+mapped files, cast or packed (quantize.py) on the way in, and each key of the files is used exactly once; a folder with
+a missing or damaged shard fails before anything is loaded.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,36 +36,53 @@ from loralab.model_files import (
     read_json,
     weight_files,
 )
+from loralab.on_torch.base import packing
 from loralab.on_torch.device import choose_device, choose_dtype
 from loralab.on_torch.models.gpt2 import GPT2, drop_tied_head, from_files, to_files
 from loralab.on_torch.models.t5 import T5
+from loralab.on_torch.quantize import Quantization, packed, quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def load_model(
+    name: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: str | None = None,
+    quantize_except: Sequence[str] = (),
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """A base model in evaluation mode, and its tokenizer.
 
     Args:
         name: a folder, or a hub id such as google/flan-t5-small.
         dtype: "float32", "bfloat16", or "auto": bfloat16 where a short probe finds it faster.
         device: "cpu", "cuda", "mps", or "auto".
+        quantize: "int8" or "nf4" for linear maps that are stored so, and frozen; None for all in `dtype`.
+        quantize_except: rules, as those of LoRA, of linear maps that stay in `dtype` all the same.
 
     Raises:
         ModelError: the folder or one of its files is missing, damaged, or not what its config says.
+        MissingExtra: `quantize` needs the extra loralab[quantize].
     """
     folder = model_folder(name)
     place = choose_device(device)
-    model = load_weights(folder, choose_dtype(dtype, place)[0], place)
+    model = load_weights(folder, choose_dtype(dtype, place)[0], place, quantization(quantize, quantize_except))
     model.name_or_path = name  # type: ignore[assignment]
     tokenizer = load_tokenizer(folder)
     check_vocabulary(model, tokenizer, folder)
     return model, tokenizer
 
 
-def load_weights(folder: Path, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
-    """The model of a folder; a dtype of None keeps the one on disk."""
+def load_weights(
+    folder: Path, dtype: torch.dtype | None, device: torch.device, how: Quantization | None = None
+) -> nn.Module:
+    """The model of a folder; a dtype of None keeps the one on disk. `how`: its linear maps in fewer bits."""
+    weight_files(folder)
+    if how is not None:
+        assert dtype is not None, "a packed base needs a dtype to compute in"
+        return packed(partial(load_weights, folder), dtype, device, how)
     config = read_config(folder)
     if config.get("model_type") == "t5" and "T5ForConditionalGeneration" in config.get(
         "architectures", ["T5ForConditionalGeneration"]
@@ -90,7 +109,10 @@ def load_gpt2(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, d
     generation_config.json, or the config's."""
     settings = gpt2.parse_config(config)
     weights = from_files(read_weights(folder), settings)
-    tensors = {name: tensor.to(device, dtype or tensor.dtype) for name, tensor in weights}
+    # Turned matrices are copied into rows where they are to be multiplied by; without a dtype all stays mapped.
+    tensors = {
+        name: tensor.to(device) if dtype is None else tensor.to(device, dtype).contiguous() for name, tensor in weights
+    }
     drop_tied_head(tensors, settings)
     with torch.device("meta"):
         model = GPT2(settings)
@@ -174,9 +196,11 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """A `.bin`, mapped from disk, by the reader that takes tensors only and runs no code."""
+    """A `.bin`, by the reader that takes tensors only and runs no code; mapped from disk, but for the format of before PyTorch 1.6."""
     try:
-        tensors: dict[str, Tensor] = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+        tensors: dict[str, Tensor] = torch.load(
+            path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu"
+        )
     except Exception as error:  # pickle, zip and torch each raise their own
         raise ModelError(
             f"{path} cannot be read as weights ({first_line(error)}). Download or copy it again."
@@ -189,6 +213,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 def save_model(model: nn.Module, folder: Path, source: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Writes the model in Hugging Face's layout. Our own families take config.json from `source`, the folder that they were read from."""
+    assert packing(model) is None, "what is written is a plain model"
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, T5 | GPT2):
         named = to_files(model.state_dict()) if isinstance(model, GPT2) else model.state_dict()

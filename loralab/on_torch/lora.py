@@ -10,6 +10,7 @@ a weight.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 import zlib
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loralab.on_torch.dropout import keep_mask
-from loralab.on_torch.linear import LINEAR, dense_weight
+from loralab.on_torch.linear import LINEAR, dense_shape, dense_weight
 from loralab.spec import LoRASpec
 
 
@@ -29,14 +30,13 @@ class Update(nn.Module):
 
     def __init__(self, spec: LoRASpec, name: str, base: nn.Module) -> None:
         super().__init__()
-        weight_OI = dense_weight(base)
-        rank, dtype = spec.rank_of(name), torch.promote_types(weight_OI.dtype, torch.float32)
-        outputs, inputs = weight_OI.shape
+        rank, (outputs, inputs), like = spec.rank_of(name), dense_shape(base), _held(base)
+        dtype = torch.promote_types(like.dtype, torch.float32)
         start_A, start_B = initial_factors(spec, name, rank, outputs, inputs, isinstance(base, nn.Embedding))
-        self.A = nn.Parameter(start_A.to(weight_OI.device, dtype))
-        self.B = nn.Parameter(start_B.to(weight_OI.device, dtype))
+        self.A = nn.Parameter(start_A.to(like.device, dtype))
+        self.B = nn.Parameter(start_B.to(like.device, dtype))
         self.scale, self.dropout, self.shared_dropout = spec.scale_of(name), spec.dropout, spec.shared_dropout
-        self.magnitude = nn.Parameter(weight_OI.to(dtype).norm(dim=1)) if spec.use_dora else None
+        self.magnitude = nn.Parameter(dense_weight(base).to(dtype).norm(dim=1)) if spec.use_dora else None
 
     @property
     def rank(self) -> int:
@@ -60,6 +60,11 @@ class Update(nn.Module):
     def _stretch(self, total_OI: Tensor) -> Tensor:
         assert self.magnitude is not None, "only DoRA stretches"
         return self.magnitude / total_OI.detach().norm(dim=1)
+
+
+def _held(base: nn.Module) -> Tensor:
+    """A tensor that the module holds."""
+    return next(itertools.chain(base.parameters(), base.buffers()))
 
 
 def initial_factors(
@@ -127,7 +132,9 @@ class Adapted(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The base's own weight: some models look at its dtype."""
-        return self.base.get_parameter("weight")
+        weight = self.base.weight  # a packed one unpacks it
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def bias(self) -> Tensor | None:

@@ -27,6 +27,7 @@ from loralab.engine import Proof, Step
 from loralab.labels import Labels
 from loralab.model_files import load_tokenizer, model_folder
 from loralab.on_torch import causal, classifier, packed
+from loralab.on_torch.base import packing, size, storage_in_words
 from loralab.on_torch.classifier import fitted_labels, label_losses, load_classifier, stored_labels, write_labels
 from loralab.on_torch.cuts import encoder_of, find_cut
 from loralab.on_torch.device import choose_device, choose_dtype
@@ -42,6 +43,7 @@ from loralab.on_torch.models.output import IGNORED
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.optimizer import Optimizer, random_state, set_random_state
 from loralab.on_torch.prepare import prepare
+from loralab.on_torch.quantize import quantization
 from loralab.on_torch.stored import load_adapter
 
 # fp32: sums in another order. bf16: W + sBA is rounded to 8 bits.
@@ -89,9 +91,7 @@ class TorchEngine:
             check_looks_back(self.model)
             if recipe.data.packing:
                 packed.check_packs(self.model, min(recipe.data.row_length, self.positions or recipe.data.row_length))
-            causal.stop_at(
-                self.model, self.prompt.end if isinstance(self.prompt, Chat) else self.tokenizer.eos_token_id
-            )
+        self._say_ends(self.model)
         torch.manual_seed(recipe.training.one_seed)
         self.model, self.adapter = prepare(self.model, recipe, trained, start, self._fresh)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
@@ -112,13 +112,22 @@ class TorchEngine:
         self.positions = classifier.positions(model, self.tokenizer)
         return model
 
+    def _say_ends(self, model: nn.Module) -> None:
+        """Tells a model which token ends an answer, and a classifier which one is padding."""
+        if self.causal:
+            causal.stop_at(model, self.prompt.end if isinstance(self.prompt, Chat) else self.tokenizer.eos_token_id)
+        if self.labels is not None:
+            classifier.prepare_padding(model, self.tokenizer)
+
     def _load(self, folder: Path) -> nn.Module:
+        settings = self.recipe.model
+        how = quantization(settings.quantize, settings.quantize_except)
         if self.labels is None:
-            model = load_weights(folder, self._dtype, self._device)
+            model = load_weights(folder, self._dtype, self._device, how)
         else:
             keep = self._keeps_head or folder != self.folder
             seed = self.recipe.training.one_seed
-            model, self._fresh = load_classifier(folder, self.labels, keep, self._dtype, self._device, seed)
+            model, self._fresh = load_classifier(folder, self.labels, keep, self._dtype, self._device, seed, how)
         model.name_or_path = self.recipe.model.name  # type: ignore[assignment]
         return model
 
@@ -135,12 +144,17 @@ class TorchEngine:
 
     @property
     def total(self) -> int:
-        return self.adapter.total if self.adapter else sum(parameter.numel() for parameter in self.model.parameters())
+        return self.adapter.total if self.adapter else size(self.model)
 
     @property
     def summary(self) -> str:
         text = str(self.adapter) if self.adapter else f"Trained: {self.trainable:,} of {self.total:,} parameters."
-        return text if self.labels is None else f"{text}\n{self._about_head()}"
+        head = "" if self.labels is None else self._about_head()
+        return "\n".join(filter(None, [text, storage_in_words(self.model), head]))
+
+    @property
+    def note(self) -> str | None:
+        return self.adapter.note if self.adapter else None
 
     def _about_head(self) -> str:
         """What is to be known of a classifier's head."""
@@ -268,6 +282,8 @@ class TorchEngine:
     def prove(self, saved: Path, batch: Batch) -> Proof:
         self.model.eval()
         live = self._logits(self.model, batch)
+        if packing(self.model) is not None:
+            return Proof(self._read_again(saved, live, batch), None, None)
         again = self._load(saved if self.adapter is None else self.folder)
         if self.adapter is not None:
             load_adapter(again, saved)
@@ -279,6 +295,17 @@ class TorchEngine:
         merged = self._logits(self.adapter.merge(), batch)
         error = float((merged - live).abs().max() / live.abs().max())
         return Proof(equal, error, MERGED_TOLERANCE[self._dtype])
+
+    def _read_again(self, saved: Path, live: Tensor, batch: Batch) -> bool:
+        """A large base is read again in the place of the live one, so that memory never holds two; and never the merged one."""
+        assert self.adapter is not None, "a packed base is not trained whole"
+        self.model, self.adapter, self._optimizer, self._features = nn.Module(), None, None, None
+        gc.collect()
+        self.model = self._load(self.folder)
+        self._say_ends(self.model)
+        self.model, self.adapter = prepare(self.model, self.recipe, saved, None, self._fresh)
+        self.model.eval()
+        return torch.equal(live, self._logits(self.model, batch))
 
     @torch.inference_mode()
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -319,18 +346,3 @@ def load_engine(recipe: Recipe, saved: Path, labels: Labels | None = None) -> To
     if recipe.training.method == "full":
         return TorchEngine(recipe, str(saved), None, None, labels)
     return TorchEngine(recipe, recipe.model.name, saved, None, labels)
-
-
-def merge_folder(base: str, adapter: Path, out: Path) -> None:
-    """Writes base and adapter as one plain model; sums in fp32, rounded once to the dtype that the base has on disk."""
-    folder, labels, cpu = model_folder(base), stored_labels(adapter), torch.device("cpu")
-    if labels is None:
-        model = load_weights(folder, None, cpu)
-    else:
-        labels, keep = fitted_labels(labels, folder)
-        model, _ = load_classifier(folder, labels, keep, None, cpu, seed=0)
-    model.name_or_path = base  # type: ignore[assignment]
-    merged = load_adapter(model, adapter).merge()
-    save_model(merged, out, folder, load_tokenizer(adapter if (adapter / "tokenizer_config.json").exists() else folder))
-    if labels is not None:
-        write_labels(out, labels)

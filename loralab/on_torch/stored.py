@@ -13,8 +13,10 @@ from loralab import fits
 from loralab.adapter import AdapterFiles
 from loralab.errors import AdapterError
 from loralab.fits import Base
-from loralab.on_torch.attach import Adapter, attachment_for, base_parameters, fingerprint, install, plain_modules
-from loralab.on_torch.linear import WRAPPABLE, dense_weight
+from loralab.on_torch.attach import Adapter, attachment_for, install
+from loralab.on_torch.base import base_parameters, fingerprint, plain_modules
+from loralab.on_torch.linear import WRAPPABLE, dense_shape
+from loralab.on_torch.quantize import storage_differs
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> Adapter:
@@ -28,6 +30,9 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     adapter = install(model, attachment, stored.spec, name, list(stored.updates), list(stored.tuned))
     fill_from(adapter, stored)
     adapter.card = {key: value for key, value in stored.card.items() if key not in ("format", "base")}
+    about = stored.card.get("base", {})
+    if "quantize" in about and stored.updates:
+        adapter.note = storage_differs(model, about["quantize"], list(stored.updates))
     return adapter
 
 
@@ -36,7 +41,7 @@ def check_fits(model: nn.Module, folder: str | Path) -> AdapterFiles:
     stored, modules = files.read(folder), plain_modules(model)
     base = Base(
         name=str(getattr(model, "name_or_path", "") or type(model).__name__),
-        maps={n: tuple(dense_weight(m).shape) for n, m in modules.items() if isinstance(m, WRAPPABLE)},
+        maps={n: dense_shape(m) for n, m in modules.items() if isinstance(m, WRAPPABLE)},
         parameters={name: tuple(parameter.shape) for name, parameter in base_parameters(model).items()},
         fingerprint=lambda names: fingerprint(model, names),
     )

@@ -261,16 +261,14 @@ def _hiding(seen_BSS: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def from_files(tensors: Iterable[tuple[str, Tensor]], config: GPT2Config) -> Iterator[tuple[str, Tensor]]:
-    """Weights of a file under any of their names -> under ours, matrices turned to [out, in]. Unknown names stay as they are."""
+    """Weights of a file under any of their names -> under ours, matrices turned to [out, in], as views. Unknown names stay as they are."""
     known = names(config)
     for name, tensor in tensors:
         ours = known.get(name, name)
         if ours.removeprefix(PREFIX).startswith("h.") and ours.endswith(UNUSED):
             continue
         if ours.endswith(TURNED):
-            tensor = tensor.flatten(
-                0, -2
-            ).T.contiguous()  # OpenAI's have a first dimension of 1: convolutions over one token
+            tensor = tensor.flatten(0, -2).T  # OpenAI's have a first dimension of 1: convolutions over one token
         yield ours, tensor
 
 
