@@ -97,6 +97,33 @@ def compare(
 
 
 @app.command()
+def plan(
+    recipe: RecipeName = None,
+    overrides: Overrides = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Take real steps on random weights, and compare.")] = False,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of the machine; with --measure or --tokens-per-second.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1e-9, help="Of an earlier run, for the hours of this one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a recipe will cost and whether it fits, without weights.
+
+    Example: loralab plan flan-t5-xxl-samsum
+    """
+    from loralab.plan import Question
+    from loralab.plan import plan as foresee
+    from loralab.plan_report import report
+    from loralab.run import recipe_and_folder
+
+    settings, _ = recipe_and_folder("plan", recipe, overrides or [], None, None, False)
+    found = foresee(settings, Question(measure, price_per_hour, tokens_per_second))
+    _finish(found, as_json, report(found))
+
+
+@app.command()
 def evaluate(trained: Trained, overrides: Overrides = None, base: Base = None, as_json: AsJson = False) -> None:
     """Score a run or an adapter, on its own data or other.
 

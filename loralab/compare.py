@@ -47,6 +47,7 @@ from loralab.metrics import BITS, classification
 from loralab.metrics.floors import constant, lead
 from loralab.mixing import read_mixture
 from loralab.plot import read_curves
+from loralab.predicted import predicted_and_measured, prediction_markdown
 from loralab.progress import clock, say
 from loralab.recipe_file import to_yaml
 from loralab.run import (
@@ -205,6 +206,7 @@ def gather(
         "failures": {str(Path(place).relative_to(folder)): reason for place, reason in failures.items()},
         "constant": sentence,
         "published": recipe.published,
+        "published_epochs": recipe.published_epochs,
         "published_source": recipe.published_source,
         "next_steps": recipe.next_steps,
         "evaluated": {**describe_rows(rows), "leaked": leaked_rows(training_rows[0], rows, *training_rows[1:])},
@@ -241,6 +243,8 @@ def _row(name: str, recipe: Recipe, runs: Sequence[Run], scores: Scores | None, 
     row |= {"seeds": [run.seed for run in runs], "runs": [str(run.folder) for run in runs]}
     row["peak_memory_bytes"] = max(peaks)
     row["seconds_before"] = float(np.mean([_seconds_before(run) for run in runs]))
+    row["predicted"] = predicted_and_measured(runs[0].recipe, records[0], runs[0].folder)
+    row["flops"] = None if row["predicted"] is None else row["predicted"]["flops"][1]
     row["forgetting"] = _forgetting(runs, records[0].get("forgetting", {}))
     if shots := records[0]["evaluated"].get("shots"):  # drawn by evaluation.seed: the same in every run
         row["shots"] = shots
@@ -295,7 +299,8 @@ def _write(results: dict[str, Any], runs: Sequence[Run], recipe: Recipe, folder:
     from loralab.pictures import draw_comparison
 
     write_json(folder / RESULTS, results)
-    write_text(folder / "table.md", markdown_table(results["rows"], recipe.published))
+    tables = [markdown_table(results["rows"], recipe.published), prediction_markdown(results["rows"])]
+    write_text(folder / "table.md", "\n".join(filter(None, tables)))
     write_text(folder / "table.tex", latex_table(results["rows"], recipe.published))
     finished = {name: _finished(runs, name) for name in recipe.variants}
     write_text(folder / "samples.md", markdown(read_samples(_first_runs(finished), IN_FILE)))

@@ -27,6 +27,9 @@ PUBLISHED_COSTS = {  # figures beside scores that a recipe may quote, and their 
 }  # fmt: skip
 
 
+BESIDE_RESULTS = ("published", "published_epochs")  # blocks by variant, which change nothing in a run
+
+
 def known_metrics(metrics: tuple[str, ...]) -> tuple[str, ...]:
     """Raises ValueError where one of the names is no metric's."""
     for name in metrics:
@@ -131,6 +134,8 @@ class Recipe(Settings):
     """What `compare` runs: a name -> dotted overrides of this recipe."""
     published: dict[str, dict[str, float]] = Field({})
     """Figures to show beside ours: a variant -> metric -> value; also trained_millions, gflops, memory_gb and minutes."""
+    published_epochs: dict[str, dict[str, tuple[float, ...]]] = Field({})
+    """The same after each epoch, to show in the table of epochs: a variant -> metric -> values from the first epoch on."""
     published_source: str = ""
     """Where those figures come from, and what they were measured on."""
     next_steps: tuple[str, ...] = ()
@@ -233,14 +238,16 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _published_exist(self) -> Recipe:
-        for variant, figures in self.published.items():
-            if variant not in self.variants:
-                raise ValueError(f"published names the variant {variant!r}. {nearest(variant, self.variants)}")
-            if unknown := [name for name in figures if name not in (*COLUMNS, *PUBLISHED_COSTS)]:
-                raise ValueError(
-                    f"published.{variant} has the figure {unknown[0]!r}. {nearest(unknown[0], [*COLUMNS, *PUBLISHED_COSTS])}"
-                )
+        self._check_figures("published", self.published, [*COLUMNS, *PUBLISHED_COSTS])
+        self._check_figures("published_epochs", self.published_epochs, list(COLUMNS))
         return self
+
+    def _check_figures(self, block: str, published: Mapping[str, Mapping[str, Any]], known: list[str]) -> None:
+        for variant, figures in published.items():
+            if variant not in self.variants:
+                raise ValueError(f"{block} names the variant {variant!r}. {nearest(variant, self.variants)}")
+            if unknown := [name for name in figures if name not in known]:
+                raise ValueError(f"{block}.{variant} has the figure {unknown[0]!r}. {nearest(unknown[0], known)}")
 
     @property
     def chooses(self) -> str | None:
@@ -257,7 +264,7 @@ class Recipe(Settings):
 
     def variant(self, name: str) -> Recipe:
         """The recipe of one variant."""
-        tree = self.model_dump(mode="json", exclude={"variants", "published", "published_source", "next_steps"})
+        tree = self.model_dump(mode="json", exclude={"variants", *BESIDE_RESULTS, "published_source", "next_steps"})
         return Recipe.model_validate(with_overrides(tree, self.variants[name]) | {"name": name})
 
 

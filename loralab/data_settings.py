@@ -20,6 +20,17 @@ def _source_or_messages(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"required": ["source"]}, {"required": ["messages"]}]
 
 
+class ExpectedData(Settings):
+    """What is known of a data set without reading it."""
+
+    train_rows: Count | None = None
+    """Training rows."""
+    source_length: Count | None = None
+    """What a percentile as max_source_length comes to, in tokens."""
+    target_length: Count | None = None
+    """The same of max_target_length."""
+
+
 class DataSettings(Settings):
     """The data set, its columns, and how a row becomes tokens."""
 
@@ -57,6 +68,8 @@ class DataSettings(Settings):
     """The same for the test split."""
     pick_rows: Literal["first", "random"] = "first"
     """Which these are: the first ones; or random ones, those of the lowest hashes and so always the same: for files that are sorted."""
+    expected: ExpectedData | None = None
+    """What `loralab plan` goes by where the data is not on this machine; nothing else reads it."""
     empty_rows: Literal["skip", "stop"] = "skip"
     """Rows whose source or target is blank or missing."""
     duplicate_rows: Literal["keep", "skip", "stop"] = "keep"
@@ -218,6 +231,8 @@ class MixedSettings(DataSettings):
 
 
 def _no_bounds(data: DataSettings, splits: tuple[str, ...], why: str) -> None:
+    if data.expected is not None:
+        raise ValueError("expected means nothing here; a plan looks at data alone")
     for split in splits:
         if getattr(data, f"max_{split}_rows") is not None:
             raise ValueError(f"max_{split}_rows means nothing here; {why}")

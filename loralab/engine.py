@@ -51,6 +51,16 @@ class Proof:
     """What that may be in this dtype."""
 
 
+@dataclass
+class Watched:
+    """What was seen of one step."""
+
+    flops: int = 0
+    """Of matrix products."""
+    peak_bytes: int = 0
+    """Of tensors, at one time."""
+
+
 class Engine(Protocol):
     """One model, and how it is trained.
 
@@ -74,6 +84,9 @@ class Engine(Protocol):
 
     def train_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
         """One update from all of these batches, each target token weighing the same; none where the result is not finite."""
+
+    def watch(self) -> AbstractContextManager[Watched]:
+        """Sees what runs inside computes and holds; it is filled in at the end."""
 
     def diagnose(self, batches: Sequence[Batch]) -> str:
         """Which module first gives numbers that are not finite, in words."""
@@ -150,6 +163,16 @@ def load_engine(recipe: Recipe, saved: Path, labels: Labels | None = None) -> En
 def merge(base: str, adapter: Path, out: Path) -> None:
     """Writes base and adapter as one plain model, in the base's own dtype."""
     _module("torch", "merge").merge_folder(base, adapter, out)
+
+
+def measure(recipe: Recipe, *planned: Any) -> Any:
+    """Real steps of a planned shape: see on_torch/measure.py."""
+    return _module(recipe.model.engine, "measure").measure(recipe, *planned)
+
+
+def trace(recipe: Recipe, *facts: Any) -> Any:
+    """An architecture that loralab does not know by heart, built without numbers: see on_torch/empty.py."""
+    return _module(recipe.model.engine, "empty").trace(recipe, *facts)
 
 
 def _module(engine: str, part: str = "step") -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from loralab.metrics import COLUMNS
 from loralab.run import VALIDATION, read_lines
-from loralab.table import layout
+from loralab.table import Cell, layout
 from loralab.validation import Line, best_of
 
 MOST = 12  # validations that are shown; of more, evenly chosen ones and the last
@@ -32,15 +32,33 @@ def _mean(lines: Sequence[Line]) -> Line:
     }
 
 
-def epochs_table(measured: Mapping[str, Sequence[Line]], column: str) -> str:
-    """One row a variant, one column a validation; an asterisk at the best. Empty where no variant has two."""
+Published = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def epochs_table(measured: Mapping[str, Sequence[Line]], column: str, published: Published | None = None) -> str:
+    """One row a variant, one column a validation; an asterisk at the best. Empty where no variant has two.
+
+    Args:
+        published: variant -> column -> values from the first epoch on, each a row below its variant's.
+    """
     longest = max(measured.values(), key=len, default=[])
     if len(longest) < 2:
         return ""
     places = sorted({round(place) for place in np.linspace(0, len(longest) - 1, min(MOST, len(longest)))})
     header = [COLUMNS[column].title, *(f"{longest[place]['epoch']:g}" for place in places)]
-    rows = [[[name], *(_cell(lines, place, column) for place in places)] for name, lines in measured.items()]
+    rows: list[list[Cell]] = []
+    for name, lines in measured.items():
+        rows.append([[name], *(_cell(lines, place, column) for place in places)])
+        if figures := (published or {}).get(name, {}).get(column):
+            theirs = [{"epoch": epoch, column: figure} for epoch, figure in enumerate(figures, 1)]
+            shown = [longest[place]["epoch"] for place in places]
+            rows.append([[" published"], *(_published_cell(theirs, epoch, column) for epoch in shown)])
     return "After each epoch (* best):\n" + layout(header, rows)
+
+
+def _published_cell(theirs: Sequence[Line], epoch: float, column: str) -> list[str]:
+    places = [place for place, line in enumerate(theirs) if line["epoch"] == epoch]
+    return _cell(theirs, places[0], column) if places else ["-"]
 
 
 def _cell(lines: Sequence[Line], place: int, column: str) -> list[str]:

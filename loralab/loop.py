@@ -23,12 +23,12 @@ import numpy as np
 from loralab import checkpoint
 from loralab.checkpoint import Position
 from loralab.config import Recipe
-from loralab.data.batches import Batch, Rows, collate, plan_batches
+from loralab.data.batches import IGNORED_LABEL, Batch, Rows, collate, plan_batches
 from loralab.data.mixture import Trained
 from loralab.engine import Engine
 from loralab.errors import RunError, Stopped
 from loralab.progress import Progress, say
-from loralab.run import METRICS, SAMPLES, VALIDATION, read_lines, write_lines
+from loralab.run import FIRST_STEP, METRICS, SAMPLES, VALIDATION, read_lines, write_json, write_lines
 from loralab.schedule import rate_at
 from loralab.table import memory
 from loralab.trackers import Trackers, eval_values, open_trackers, train_values
@@ -132,7 +132,12 @@ def _take(
     """One step: where the loop stands after it, and its line of metrics.jsonl."""
     batches = [collate(encoded, each, engine.pad_id) for each in rows]
     rate, started = rate_at(before.step, total, recipe.optimizer), time.perf_counter()
-    result = engine.train_step(batches, rate)
+    if before.step:
+        result = engine.train_step(batches, rate)
+    else:
+        with engine.watch() as watched:
+            result = engine.train_step(batches, rate)
+        write_json(run / FIRST_STEP, {**asdict(watched), "batches": [_shape(batch) for batch in batches]})
     if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
         raise RunError(_not_finite(engine, encoded, batches, before.step + 1, run))
     seconds = time.perf_counter() - started
@@ -141,6 +146,16 @@ def _take(
     line = {"step": after.step, "loss": result.loss, "learning_rate": rate, "grad_norm": result.grad_norm}
     speed = round(tokens / seconds, 1)
     return after, line | {"tokens": after.tokens, "seconds": round(after.seconds, 3), "tokens_per_second": speed}
+
+
+def _shape(batch: Batch) -> dict[str, Any]:
+    """How large it is; `longest` is that of source and target of one row together."""
+    source, target = batch.source_mask.sum(axis=1), (batch.labels != IGNORED_LABEL).sum(axis=1)
+    return {
+        "rows": len(batch.rows), "source": batch.source_ids.shape[1], "target": batch.labels.shape[1],
+        "longest": int((source + target).max()), "padded": not bool(batch.source_mask.all()),
+        "target_tokens": batch.num_target_tokens,
+    }  # fmt: skip
 
 
 def _worth_saving(recipe: Recipe, position: Position) -> bool:

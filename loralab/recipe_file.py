@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from loralab.config import Recipe, Tree, set_key, with_overrides
+from loralab.config import BESIDE_RESULTS, Recipe, Tree, set_key, with_overrides
 from loralab.errors import RecipeError, nearest, nearest_file
 
 
@@ -139,7 +139,8 @@ def _choose_variants(tree: Tree, names: list[Any]) -> str | None:
         if name not in known:
             return f"variants: there is no variant {name!r}. {nearest(str(name), known)}"
     tree["variants"] = {name: known[name] for name in names}
-    tree["published"] = {name: figures for name, figures in (tree.get("published") or {}).items() if name in names}
+    for block in BESIDE_RESULTS:
+        tree[block] = {name: figures for name, figures in (tree.get(block) or {}).items() if name in names}
     return None
 
 
@@ -152,7 +153,7 @@ def _check(tree: Tree) -> list[str]:
     variants = tree.get("variants")
     if not isinstance(variants, dict):
         return mistakes
-    plain = {key: value for key, value in tree.items() if key not in ("variants", "published")}
+    plain = {key: value for key, value in tree.items() if key not in ("variants", *BESIDE_RESULTS)}
     for name, overrides in variants.items():
         if isinstance(overrides, dict):
             found = _variant_mistakes(plain, overrides)
@@ -223,7 +224,7 @@ def _real(path: list[str]) -> list[str]:
             model = entry
         elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = _block(model.model_fields[part].annotation)
-        elif kept and (model is None or kept[-1] not in ("variants", "published")) and not isinstance(model, type):
+        elif kept and (model is None or kept[-1] not in ("variants", *BESIDE_RESULTS)) and not isinstance(model, type):
             break
         kept.append(part)
     return kept

@@ -10,6 +10,7 @@ from loralab.compare import FLOORS
 from loralab.data.shots import shots_in_words
 from loralab.epochs import epochs_table
 from loralab.metrics import BITS, COLUMNS
+from loralab.predicted import prediction_table
 from loralab.progress import clock
 from loralab.samples import Sample, terminal
 from loralab.table import WIDTH, Row, directions, p_text, score_names, terminal_tables, titles
@@ -19,7 +20,11 @@ def report(results: dict[str, Any]) -> str:
     """Everything that `loralab compare` prints at its end."""
     samples = [Sample(**sample) for sample in results["samples"]]
     parts = [terminal(samples), terminal_tables(results["rows"], results["published"])]
-    parts += [epochs_table(results["epochs"], column) for column in _watched(results["epochs"])]
+    parts.append(prediction_table(results["rows"]))
+    parts += [
+        epochs_table(results["epochs"], column, results.get("published_epochs", {}))
+        for column in _watched(results["epochs"])
+    ]
     parts.append("\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in remarks(results)))
     files = "table.md, table.tex, samples.md, results.json, pictures, and a run folder per variant"
     parts.append(textwrap.fill(f"Files in {results['out']}: {files}.", WIDTH, break_on_hyphens=False))

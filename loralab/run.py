@@ -1,6 +1,7 @@
 """A run's folder: everything that is needed to know what was done, to use it, and to do it again.
 
     recipe.yaml          the whole recipe, defaults included; `loralab train recipe.yaml` does the run again
+    first_step.json      what the first step computed and held (predicted.py holds it against the prediction)
     pilot.json           the learning rates that were tried, where the recipe asks for that
     metrics.jsonl        one line a step
     validation.jsonl     one line a validation
@@ -27,7 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from loralab.config import Recipe
+from loralab.config import BESIDE_RESULTS, Recipe
 from loralab.data.readers import READERS, suffix_of
 from loralab.errors import RecipeError, RunError, nearest_file
 from loralab.own_data import recipe_for
@@ -37,7 +38,7 @@ from loralab.spec import LoRASpec
 RECIPE, METRICS, PREDICTIONS, RECORD = "recipe.yaml", "metrics.jsonl", "predictions.jsonl", "record.json"
 VALIDATION, CURVES, CONFUSION = "validation.jsonl", "curves.png", "confusion.png"
 SAMPLES = "samples.jsonl"
-PILOT, FORGETTING = "pilot.json", "forgetting.jsonl"
+PILOT, FORGETTING, FIRST_STEP = "pilot.json", "forgetting.jsonl", "first_step.json"
 SAVED = ("adapter", "model")
 NAMES = ("name", "description")  # of a recipe, which change nothing in a run
 HOME = Path("runs")
@@ -112,9 +113,8 @@ def changed_settings(folder: Path, recipe: Recipe) -> list[str]:
 def recipe_tree(recipe: Recipe) -> dict[str, Any]:
     """Every setting of a recipe by its dotted key."""
     tree = recipe.model_dump(mode="json")
-    blocks = {
-        key: value for key, value in tree.items() if isinstance(value, dict) and key not in ("variants", "published")
-    }
+    by_variant = ("variants", *BESIDE_RESULTS)
+    blocks = {key: value for key, value in tree.items() if isinstance(value, dict) and key not in by_variant}
     flat = {f"{block}.{key}": value for block, settings in blocks.items() for key, value in settings.items()}
     return flat | {key: value for key, value in tree.items() if key not in blocks}
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from loralab.errors import TargetError, nearest
-from loralab.spec import pattern_matches
+from loralab.spec import LoRASpec, pattern_matches
 
 # Names of modules that stand for a task, not for the language model: `all-linear` leaves them alone in every family.
 HEADS = frozenset(
@@ -75,6 +75,33 @@ def check_patterns(patterns: Mapping[str, object], names: list[str], purpose: st
                 f"{purpose} {pattern!r} matches none of the {len(names)} adapted modules. It must reach the end of a name, "
                 f"such as {names[0]!r}. {nearest(pattern, _tails(names))}"
             )
+
+
+def tuned_names(
+    spec: LoRASpec, modules: Iterable[str], parameters: Mapping[str, int], targets: Iterable[str]
+) -> list[str]:
+    """The base's parameters that are trained whole beside the updates, in the model's order.
+
+    Args:
+        parameters: name -> number of axes.
+
+    Raises:
+        TargetError: a setting selects nothing, or what has an update already.
+    """
+    targets, chosen = list(targets), set[str]()
+    if spec.modules_to_save:
+        roots = select(spec.modules_to_save, modules, "modules_to_save")
+        chosen |= {name for name in parameters if name.startswith(tuple(root + "." for root in roots))}
+    if spec.tune_vectors:
+        chosen |= {name for name, axes in parameters.items() if axes == 1}
+    if spec.bias != "none":
+        biases = {name for name in parameters if name.rpartition(".")[2] == "bias"}
+        chosen |= {b for b in biases if spec.bias == "all" or b.rpartition(".")[0] in targets}
+        if not chosen & biases:
+            raise TargetError(f"bias: {spec.bias} trains nothing: the modules that it means have no bias.")
+    if clash := [name for name in chosen if name.endswith(".weight") and name.removesuffix(".weight") in targets]:
+        raise TargetError(f"{clash[0]!r} is selected both for LoRA and to be trained whole.")
+    return [name for name in parameters if name in chosen]
 
 
 def _some(rule: str, names: list[str], purpose: str) -> list[str]:

@@ -52,6 +52,8 @@ LAYERS: tuple[set[str], ...] = (
         "schedule",
         "table",
         "trackers",
+        "cost",
+        "machine",
     },
     {"engine", "curves", "samples"},
     {
@@ -71,7 +73,7 @@ LAYERS: tuple[set[str], ...] = (
         "written_on",
     },
     {"train", "use", "answer", "answer_labels", "score"},
-    {"epochs", "compare", "report", "variants", "pictures", "plan", "runs"},
+    {"epochs", "compare", "report", "variants", "pictures", "fit", "plan", "plan_report", "predicted", "runs"},
     {"cli", "__main__"},
 )
 # Each engine: what it may import of the layers, and the frameworks that are its own.
@@ -93,6 +95,7 @@ ENGINE_MAY_IMPORT = {
     "data",
     "engine",
     "embedded",
+    "cost",
 }
 FRAMEWORKS = {"on_torch": {"torch", "bitsandbytes"}, "on_jax": {"jax", "flax", "optax", "orbax"}}
 

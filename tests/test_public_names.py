@@ -30,7 +30,7 @@ INTERFACE = {
     "use_rslora use_dora init seed disabled",
     "LoralabError": "",
     "Recipe": "name description model data mixture lora training optimizer validation evaluation forgetting variants published "
-    "published_source next_steps",
+    "published_epochs published_source next_steps",
     "UserError": "",
     "attach": "model spec name",
     "generate": "model tokenizer texts * max_new_tokens beams length_penalty early_stopping sample temperature top_k top_p "
@@ -42,6 +42,7 @@ INTERFACE = {
 COMMANDS = {
     "train": "recipe overrides --data --json --out --resume",
     "compare": "recipe overrides --data --json --out --resume",
+    "plan": "recipe overrides --json --measure --price-per-hour --tokens-per-second",
     "evaluate": "trained overrides --base --json",
     "score": "files --group --json --metrics --prediction --predictions --reference --source",
     "generate": "trained overrides --base --input --json --max-new-tokens --out --sample --seed --stop --text --top-p",

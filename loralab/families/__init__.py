@@ -3,7 +3,18 @@ data."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from loralab.families import bert, distilbert, gpt2, t5
+
+# The published sizes: model_type -> name, without its owner -> settings.
+SIZES: dict[str, Mapping[str, Any]] = {
+    "t5": t5.SIZES,
+    "gpt2": gpt2.SIZES,
+    "bert": bert.SIZES,
+    "distilbert": distilbert.SIZES,
+}
 
 # Where LoRA goes when a recipe names no rules, by Hugging Face's `model_type`.
 DEFAULT_RULES: dict[str, tuple[str, ...]] = {

@@ -39,7 +39,7 @@ from loralab.on_torch.describe import adapter_table
 from loralab.on_torch.linear import LINEAR, WRAPPABLE, PackedLinear, dense_weight, is_transposed, write_dense_weight
 from loralab.on_torch.lora import Adapted, DropoutMasks, Update, wrap
 from loralab.spec import LoRASpec
-from loralab.targets import check_patterns, resolve, select
+from loralab.targets import check_patterns, resolve, select, tuned_names
 
 
 @dataclass
@@ -124,26 +124,15 @@ def _refuse_tied(model: nn.Module, modules: dict[str, nn.Module], targets: list[
 
 def _tuned_names(spec: LoRASpec, modules: dict[str, nn.Module], targets: list[str]) -> list[str]:
     """The base parameters that are trained whole."""
-    names = [
-        (f"{name}.{leaf}".lstrip("."), p)
+    parameters = {
+        f"{name}.{leaf}".lstrip("."): p.ndim
         for name, m in modules.items()
         for leaf, p in m.named_parameters(recurse=False)
-    ]
-    chosen = set()
+    }
+    names = [name for name in modules if name]
     if spec.modules_to_save:
-        roots = select(spec.modules_to_save, [name for name in modules if name], "modules_to_save")
-        _refuse_packed(modules, roots)
-        chosen |= {name for name, _ in names if name.startswith(tuple(root + "." for root in roots))}
-    if spec.tune_vectors:
-        chosen |= {name for name, parameter in names if parameter.ndim == 1}
-    if spec.bias != "none":
-        biases = {name for name, _ in names if name.rpartition(".")[2] == "bias"}
-        chosen |= {b for b in biases if spec.bias == "all" or b.rpartition(".")[0] in targets}
-        if not chosen & biases:
-            raise TargetError(f"bias: {spec.bias} trains nothing: the modules that it means have no bias.")
-    if clash := [name for name in chosen if name.endswith(".weight") and name.removesuffix(".weight") in targets]:
-        raise TargetError(f"{clash[0]!r} is selected both for LoRA and to be trained whole.")
-    return [name for name, _ in names if name in chosen]
+        _refuse_packed(modules, select(spec.modules_to_save, names, "modules_to_save"))
+    return tuned_names(spec, names, parameters, targets)
 
 
 def _refuse_packed(modules: dict[str, nn.Module], roots: list[str]) -> None:

@@ -88,6 +88,11 @@ class Optimizer:
             tensors |= {f"{name}.{index}": value.detach().cpu() for name, value in moments.items()}
         return tensors
 
+    def state_tensors(self) -> list[Tensor]:
+        """All that it holds beside the parameters themselves."""
+        moments = [value for state in self.adamw.state.values() for value in state.values()]
+        return [*self.masters, *(each for each in moments if isinstance(each, Tensor))]
+
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
         """Goes back to what `state` gave."""

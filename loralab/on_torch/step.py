@@ -23,7 +23,7 @@ from loralab.data.denoise import Documents, Encoded
 from loralab.data.encode import prompt_of
 from loralab.data.stopping import Stops
 from loralab.decoding import Decoding
-from loralab.engine import Proof, Step
+from loralab.engine import Proof, Step, Watched
 from loralab.labels import Labels
 from loralab.model_files import load_tokenizer, model_folder
 from loralab.on_torch import causal, classifier, packed
@@ -39,6 +39,7 @@ from loralab.on_torch.kinds import check_kind, check_looks_back
 from loralab.on_torch.load import check_vocabulary, load_weights, save_model
 from loralab.on_torch.loss import log_probabilities, smoothed
 from loralab.on_torch.memory import peak_memory
+from loralab.on_torch.meter import Meter
 from loralab.on_torch.models.output import IGNORED
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.optimizer import Optimizer, random_state, set_random_state
@@ -226,6 +227,14 @@ class TorchEngine:
     def _twins(self) -> list[nn.Parameter]:
         """LoRA's B matrices, which LoRA+ trains at a rate of their own."""
         return [] if self.adapter is None else [update.B for update in self.adapter.updates.values()]
+
+    @contextmanager
+    def watch(self) -> Iterator[Watched]:
+        watched = Watched()
+        held = [] if self._optimizer is None else self._optimizer.state_tensors()
+        with Meter([*self.model.parameters(), *self.model.buffers(), *self.parameters, *held]) as meter:
+            yield watched
+        watched.flops, watched.peak_bytes = meter.flops, meter.peak
 
     def diagnose(self, batches: Sequence[Batch]) -> str:
         return first_not_finite(self.model, [self._inputs(self.model, batch) for batch in batches])

@@ -1,0 +1,153 @@
+"""Which model a name means, from the published sizes or from a config file: no weights, no network, no framework."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from loralab import families
+from loralab.cost import encoder, gpt2, t5
+from loralab.cost.layers import Weights
+from loralab.cost.model import Module, Shape
+from loralab.cost.tape import Tensor
+from loralab.errors import ModelError, nearest, nearest_file
+from loralab.families.gpt2 import config_json as gpt2_json
+from loralab.families.gpt2 import is_plain
+from loralab.families.gpt2 import parse_config as parse_gpt2
+from loralab.families.t5 import config_json as t5_json
+from loralab.families.t5 import new_config, parse_config
+from loralab.model_settings import ModelSettings
+
+CONFIG = "config.json"
+VOCABULARY = 8192  # of a new tokenizer (scratch.py)
+HEAD_NOTE = "its name says more than that of the bare encoder: it is taken to bring a head of its own"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model as far as its cost goes."""
+
+    family: str
+    modules: Sequence[Module]
+    forward: Callable[[Weights, Shape], Tensor]
+    causal: bool
+    tied: tuple[str, ...]
+    """Modules whose weight serves a second purpose."""
+    origin: str
+    """Where the sizes are from, in words."""
+    brings_head: bool = True
+    """Of a classifier: whether its files have the head."""
+    head_forward: Callable[[Weights, Tensor], Tensor] | None = None
+    """Of a classifier: what stands above the first token's states."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """As in a config.json."""
+
+    @property
+    def outputs(self) -> int:
+        """How many tokens, or labels, there are to choose from."""
+        return self.modules[0 if self.head_forward is None else -1].shape[0]
+
+
+class Unknown(Exception):
+    """A config of an architecture that is none of ours."""
+
+    def __init__(self, file: Path, config: Mapping[str, Any]) -> None:
+        super().__init__(str(file))
+        self.file, self.config = file, config
+
+
+def find_base(settings: ModelSettings, labels: int | None) -> Base:
+    """The model of a recipe; `labels`: of a classifier, how many.
+
+    Raises:
+        ModelError: the name is neither published nor a folder or file with a config.
+        Unknown: the config is of another architecture.
+    """
+    if settings.init == "random":
+        vocabulary = settings.vocabulary or (VOCABULARY if settings.tokenizer == "train" else 32128)
+        return _t5(new_config(settings.name, settings.sizes, vocabulary, 0, 1), None, "the recipe's sizes")
+    place = Path(settings.name)
+    file = place / CONFIG if place.is_dir() else place
+    if file.is_file():
+        return _of_file(file, labels)
+    if place.is_dir():
+        raise ModelError(f"{place} has no {CONFIG}, from which its sizes could be read.")
+    return _published(settings.name, labels)
+
+
+def _published(name: str, labels: int | None) -> Base:
+    short = name.rpartition("/")[2]
+    known = {size: family for family, sizes in families.SIZES.items() for size in sizes}
+    found = max((size for size in known if short == size or short.startswith(f"{size}-")), key=len, default=None)
+    if found is None:
+        raise ModelError(
+            f"{name!r} is none of the models whose sizes are known here, and no folder or file{nearest_file(Path(name))}. "
+            f"{nearest(short, known)} For any other model give its folder, or its config.json alone: model.name=config.json."
+        )
+    origin = f"the published sizes of {found}"
+    config, family = families.SIZES[known[found]][found], known[found]
+    if family == "t5":
+        return _t5(config, None, origin)
+    if family == "gpt2":
+        return _gpt2(config, origin)
+    base = _encoder({"model_type": family, **config}, labels, origin, brings_head=short != found)
+    return replace(base, origin=f"{origin}; {HEAD_NOTE}") if base.brings_head else base
+
+
+def _of_file(file: Path, labels: int | None) -> Base:
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        family = config["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file} is no model's config: it has to be JSON with a model_type.") from error
+    origin, kind = str(file), str((config.get("architectures") or [""])[0])
+    if family == "t5" and labels is None:
+        return _t5(parse_config(config), _has_own_head(file.parent), origin)
+    if family == "gpt2" and labels is None and is_plain(config):
+        return _gpt2(parse_gpt2(config), origin)
+    if family in encoder.KEYS and labels is not None:
+        named = len(config.get("id2label") or {}) or int(config.get("num_labels") or 2)
+        return _encoder(config, labels, origin, kind.endswith("ForSequenceClassification") and named == labels)
+    raise Unknown(file, config)
+
+
+def _has_own_head(folder: Path) -> bool | None:
+    """Whether the weights beside a T5's config have an output matrix of their own; None without weights."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return "lm_head.weight" in json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    if not (folder / "model.safetensors").exists():
+        return None
+    with (folder / "model.safetensors").open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return "lm_head.weight" in json.loads(file.read(length))
+
+
+def _t5(config: Any, own_head: bool | None, origin: str) -> Base:
+    own_head = not config.tie_word_embeddings if own_head is None else own_head
+    tied = () if own_head else ("shared",)
+    modules = list(t5.modules(config, own_head))
+    return Base("t5", modules, partial(t5.forward, config), False, tied, origin, config=t5_json(config))
+
+
+def _gpt2(config: Any, origin: str) -> Base:
+    tied = ("transformer.wte",) if config.tie_word_embeddings else ()
+    return Base(
+        "gpt2", list(gpt2.modules(config)), partial(gpt2.forward, config), True, tied, origin, config=gpt2_json(config)
+    )
+
+
+def _encoder(config: Mapping[str, Any], labels: int | None, origin: str, brings_head: bool) -> Base:
+    if labels is None:
+        raise ModelError(
+            f"{origin}: this encoder writes nothing. A recipe on it names the column of its labels, data.label."
+        )
+    settings = encoder.parse(config, labels)
+    return Base(
+        str(config["model_type"]), list(encoder.modules(settings)), partial(encoder.forward, settings), False, (), origin,
+        brings_head, partial(encoder.head_loss, settings), config,
+    )  # fmt: skip
