@@ -39,7 +39,7 @@ RATE = 6e-4
 PROMISED = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # bf16, dense, operations a second
 TEXTS = 4  # of a packed row
 # nanoGPT's README, December 2022: the 124 M model "from ~250ms / iter to 135ms / iter" by torch.compile, on A100s.
-YARDSTICK = "nanoGPT's README has 250 ms a step for this model on A100 GPUs, 135 ms compiled; it prints its utilisation by this formula"
+YARDSTICK = "nanoGPT's README has, for the 124 M model on A100 GPUs, 250 ms a step, and 135 ms compiled; its utilisation is by this formula"
 
 
 def options() -> argparse.Namespace:

@@ -135,11 +135,6 @@ SIZES: dict[str, T5Config] = {
     "t5-large": _v1_0(1024, 64, 4096, 24, 16),
     "t5-3b": _v1_0(1024, 128, 16384, 24, 32),
     "t5-11b": _v1_0(1024, 128, 65536, 24, 128),
-    "t5-v1_1-small": _v1_1(512, 1024, 8, 6),
-    "t5-v1_1-base": _v1_1(768, 2048, 12, 12),
-    "t5-v1_1-large": _v1_1(1024, 2816, 24, 16),
-    "t5-v1_1-xl": _v1_1(2048, 5120, 24, 32),
-    "t5-v1_1-xxl": _v1_1(4096, 10240, 24, 64),
     "flan-t5-small": _v1_1(512, 1024, 8, 6),
     "flan-t5-base": _v1_1(768, 2048, 12, 12),
     "flan-t5-large": _v1_1(1024, 2816, 24, 16),
@@ -228,14 +223,14 @@ def deviation(name: str, config: T5Config) -> float | None:
     if part.endswith("layer_norm"):
         return None
     inner, d_model = config.num_heads * config.d_kv, config.d_model
-    spread: dict[str, float] = {
+    spreads: dict[str, float] = {
         "shared": 1.0,
         "lm_head": 1.0,
         "q": (d_model * config.d_kv) ** -0.5,
         "o": inner**-0.5,
         "wo": config.d_ff**-0.5,
     }
-    return spread.get(part, float(d_model**-0.5))
+    return spreads.get(part, float(d_model**-0.5))
 
 
 def config_json(config: T5Config) -> dict[str, Any]:
