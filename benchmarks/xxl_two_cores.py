@@ -33,8 +33,8 @@ from torch import Tensor, nn
 import loralab
 from loralab.data.readers import jsonl_records
 from loralab.families.t5 import SIZES, T5Config, config_json
+from loralab.model_files import INDEX
 from loralab.on_torch.fresh import deviation
-from loralab.on_torch.load import INDEX
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.prepare import set_dropout
 

@@ -75,7 +75,7 @@ def test_on_a_base_stored_otherwise_it_works_and_the_difference_is_told(
 def test_a_sample_greedy_and_drawn_from_the_adapter_alone(run: Path, workshop: Path) -> None:
     def ask(seed: int) -> tuple[dict[str, object], str]:
         question = Question(sample="validation", seed=seed)
-        result, words = answer(run / "adapter", question, [], None, None, 0.9)
+        result, words = answer(run / "adapter", question, [], None, top_p=0.9)
         assert words is not None
         return result, words
 
