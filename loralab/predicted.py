@@ -38,7 +38,14 @@ def predicted_and_measured(recipe: Recipe, record: dict[str, Any], folder: Path)
         return None
     itemsize = PRECISIONS[record["dtype"]]
     run = run_of(recipe, itemsize, record["device"] == "cpu")
-    cost = cost_of(recipe, base, trained, run, [_shape(base, batch) for batch in watched["batches"]], first=True)
+    cost = cost_of(
+        recipe,
+        base,
+        trained,
+        run,
+        [_shape(base, batch, recipe.data.packing) for batch in watched["batches"]],
+        first=True,
+    )
     return {
         "trainable": (sizes_of(base, trained, itemsize).trainable, record["trainable"]),
         "flops": (cost.flops, watched["flops"]),
@@ -46,9 +53,10 @@ def predicted_and_measured(recipe: Recipe, record: dict[str, Any], folder: Path)
     }
 
 
-def _shape(base: Base, batch: dict[str, Any]) -> Shape:
-    source = batch["longest"] - batch["target"] if base.causal else batch["source"]
-    return Shape(batch["rows"], source, batch["target"], batch["padded"], batch["target_tokens"])
+def _shape(base: Base, batch: dict[str, Any], packed: bool) -> Shape:
+    """Of a decoder, source and target of the longest row stand one after the other; packed rows are all target."""
+    source = 0 if packed else batch["longest"] - batch["target"] if base.causal else batch["source"]
+    return Shape(batch["rows"], source, batch["target"], batch["padded"], batch["target_tokens"], packed)
 
 
 def prediction_table(rows: Sequence[Row]) -> str:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loralab import families
+from loralab import embedded, families
 from loralab.cost import encoder, gpt2, t5
 from loralab.cost.layers import Weights
 from loralab.cost.model import Module, Shape
@@ -17,13 +17,15 @@ from loralab.cost.tape import Tensor
 from loralab.errors import ModelError, nearest, nearest_file
 from loralab.families.gpt2 import config_json as gpt2_json
 from loralab.families.gpt2 import is_plain
+from loralab.families.gpt2 import new_config as new_gpt2
 from loralab.families.gpt2 import parse_config as parse_gpt2
 from loralab.families.t5 import config_json as t5_json
 from loralab.families.t5 import new_config, parse_config
+from loralab.model_files import PACKAGE, model_folder
 from loralab.model_settings import ModelSettings
 
 CONFIG = "config.json"
-VOCABULARY = 8192  # of a new tokenizer (scratch.py)
+VOCABULARY, ROUND = 8192, 64  # of a new tokenizer (data/tokenizer.py), and what it is rounded up to (on_torch/fresh.py)
 HEAD_NOTE = "its name says more than that of the bare encoder: it is taken to bring a head of its own"
 
 
@@ -68,15 +70,26 @@ def find_base(settings: ModelSettings, labels: int | None) -> Base:
         Unknown: the config is of another architecture.
     """
     if settings.init == "random":
-        vocabulary = settings.vocabulary or (VOCABULARY if settings.tokenizer == "train" else 32128)
-        return _t5(new_config(settings.name, settings.sizes, vocabulary, 0, 1), None, "the recipe's sizes")
-    place = Path(settings.name)
+        return _random(settings)
+    beside = settings.name.startswith((embedded.PREFIX, PACKAGE))
+    place = model_folder(settings.name) if beside else Path(settings.name)
     file = place / CONFIG if place.is_dir() else place
     if file.is_file():
         return _of_file(file, labels)
     if place.is_dir():
         raise ModelError(f"{place} has no {CONFIG}, from which its sizes could be read.")
     return _published(settings.name, labels)
+
+
+def _random(settings: ModelSettings) -> Base:
+    """Of the recipe's sizes; the vocabulary of a tokenizer that is elsewhere is taken to be the family's own."""
+    origin, writes = "random weights, of the recipe's sizes", families.is_gpt2(settings.name)
+    own = 50257 if writes else 32128
+    tokens = settings.vocabulary or (VOCABULARY if settings.tokenizer == "train" else own)
+    tokens = -(-tokens // ROUND) * ROUND
+    if writes:
+        return _gpt2(new_gpt2(settings.name, settings.sizes, tokens, 0, 1, None), origin)
+    return _t5(new_config(settings.name, settings.sizes, tokens, 0, 1), None, origin)
 
 
 def _published(name: str, labels: int | None) -> Base:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from loralab.cost import operations as ops
-from loralab.cost.layers import Weights, attention, classifier_loss, layer_norm, linear, merge_heads, split_heads
+from loralab.cost.attention import attention, merge_heads, split_heads
+from loralab.cost.layers import Weights, layer_norm, linear
+from loralab.cost.loss import classifier_loss
 from loralab.cost.model import Module, Shape
 from loralab.cost.operations import BOOL, LONG
 from loralab.cost.tape import Tensor

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loralab.cost import operations as ops
-from loralab.cost.layers import Weights, attention, dropped, layer_norm, linear, merge_heads, split_heads, token_loss
+from loralab.cost.attention import attention, merge_heads, split_heads
+from loralab.cost.layers import Weights, dropped, layer_norm, linear
+from loralab.cost.loss import token_loss
 from loralab.cost.model import Module, Shape
 from loralab.cost.operations import LONG
 from loralab.cost.tape import Tensor
@@ -38,9 +40,12 @@ def forward(config: GPT2Config, model: Weights, shape: Shape) -> Tensor:
     B, L = shape.rows, shape.source + shape.target
     inputs = [model.meter.new((B, L), LONG) for _ in range(4)]
     x = ops.look_up(model.weight("transformer.wte"), (B, L))
-    x = dropped(model, ops.add(x, ops.look_up(model.weight("transformer.wpe"), (1, L))), config.embd_pdrop)
+    places = ops.look_up(model.weight("transformer.wpe"), (B if shape.packed else 1, L))
+    x = dropped(model, ops.add(x, places), config.embd_pdrop)
+    del places
+    bias = model.meter.new((B, 1, L, L), model.itemsize) if shape.packed else None
     for number in range(config.n_layer):
-        x = _block(config, model, f"transformer.h.{number}", x)
+        x = _block(config, model, f"transformer.h.{number}", x, bias)
     states = layer_norm(model, "transformer.ln_f", x)
     del x
     chosen = ops.choose_rows(states, shape.target_tokens)
@@ -50,9 +55,9 @@ def forward(config: GPT2Config, model: Weights, shape: Shape) -> Tensor:
     return token_loss(model, chosen, model.weight(head), head in model.updates)
 
 
-def _block(config: GPT2Config, model: Weights, name: str, x: Tensor) -> Tensor:
+def _block(config: GPT2Config, model: Weights, name: str, x: Tensor, bias: Tensor | None) -> Tensor:
     def run(x: Tensor) -> Tensor:
-        y = _attend(config, model, f"{name}.attn", layer_norm(model, f"{name}.ln_1", x))
+        y = _attend(config, model, f"{name}.attn", layer_norm(model, f"{name}.ln_1", x), bias)
         x = ops.add(x, dropped(model, y, config.resid_pdrop))
         del y
         wide = ops.activation(linear(model, f"{name}.mlp.c_fc", layer_norm(model, f"{name}.ln_2", x)), keeps_input=True)
@@ -61,11 +66,11 @@ def _block(config: GPT2Config, model: Weights, name: str, x: Tensor) -> Tensor:
     return ops.checkpointed(run, x) if model.checkpointing else run(x)
 
 
-def _attend(config: GPT2Config, model: Weights, name: str, x: Tensor) -> Tensor:
+def _attend(config: GPT2Config, model: Weights, name: str, x: Tensor, bias: Tensor | None) -> Tensor:
     whole = linear(model, f"{name}.c_attn", x)
     q, k, v = (split_heads(part, config.n_head) for part in ops.split(whole, [config.n_embd] * 3))
     del whole, x
     rate = model.rate_or(config.attn_pdrop)
-    mixed = merge_heads(attention(model, q, k, v, None, rate, own_path=True, causal=True))
+    mixed = merge_heads(attention(model, q, k, v, bias, rate, own_path=True, scaled=True))
     del q, k, v
     return linear(model, f"{name}.c_proj", mixed)

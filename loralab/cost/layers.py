@@ -1,5 +1,5 @@
 """The layers of our models on tensors without numbers, made of operations.py in the order in which the real ones run:
-linear maps with LoRA (on_torch/lora.py), dropout, norms, attention, the loss.
+linear maps with LoRA (on_torch/lora.py), dropout, norms.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from loralab.cost import operations as ops
 from loralab.cost.operations import FLOAT, LONG
 from loralab.cost.tape import Gradients, Meter, Storage, Tensor, operation
 
-CHUNK = 512  # tokens that meet the vocabulary at one time (on_torch/loss.py)
-FEW = 8  # queries up to which attention is two plain products (on_torch/attention.py)
+PART = 2**20  # weights of a packed matrix that are there at one time on a CPU
 
 
 @dataclass
@@ -111,16 +110,20 @@ def packed_product(model: Weights, name: str, x: Tensor) -> Tensor:
     def backward(gradients: Gradients) -> Gradients:
         gradient = gradients.pop()
         assert gradient is not None
-        dense = meter.new((outputs, inputs), itemsize)
-        meter.flops += flops
         found = meter.new(shape, itemsize)
-        del dense
+        unpacked()
         return [found]
 
-    dense = meter.new((outputs, inputs), itemsize)
-    meter.flops += flops
+    def unpacked() -> None:
+        """The weight, or on a CPU a part of it at a time."""
+        meter.flops += flops
+        count = min(PART, outputs * inputs) if model.on_cpu else outputs * inputs
+        wide = meter.new((count,), FLOAT)
+        dense = meter.new((count,), itemsize)
+        del wide, dense
+
     y = meter.new((*shape[:-1], outputs), itemsize)
-    del dense
+    unpacked()
     y = operation([x], [y], backward)[0]
     bias = model.parameters.get(f"{name}.bias")
     return y if bias is None else _with_bias(y, bias)
@@ -270,193 +273,3 @@ def layer_norm(model: Weights, name: str, x: Tensor) -> Tensor:
         return [found, scale, shift]
 
     return operation([x, weight, bias], [x.like()], backward, [x, weight, *statistics])[0]
-
-
-# Attention
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """[B, Q, H·E] -> [B, H, Q, E], a view."""
-    rows, length, width = x.shape
-    return ops.view_back_copied(x, (rows, heads, length, width // heads))
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """[B, H, Q, E] -> [B, Q, H·E]: a copy."""
-    rows, heads, length, size = x.shape
-    return ops.copy(x, (rows, length, heads * size))
-
-
-def attention(
-    model: Weights,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    rate: float,
-    own_path: bool,
-    causal: bool = False,
-) -> Tensor:
-    """softmax(q kᵀ + bias) v of [B, H, Q, E], by the path that the real one takes.
-
-    Args:
-        own_path: with dropout or few queries on a CPU two plain products with our dropout (on_torch/attention.py), else
-            PyTorch's kernel, which on a CPU falls back to products of its own where there is dropout or the bias learns.
-        causal: scores are scaled, and hidden behind each query, in the place of a bias.
-    """
-    if model.on_cpu and own_path and (rate or q.shape[2] <= FEW):
-        return _plain_attention(model, q, k, v, bias, rate, causal)
-    if model.on_cpu and (rate or (bias is not None and bias.learns)):
-        return _composed_attention(model, q, k, v, bias, rate)
-    return _fused_attention(model, q, k, v, bias)
-
-
-def _plain_attention(
-    model: Weights, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: float, causal: bool
-) -> Tensor:
-    rows, heads, queries, size = q.shape
-    keys, number = k.shape[2], rows * heads
-    if causal:
-        q = ops.elementwise(q)
-    scores = ops.batched_product(_contiguous(q, (number, queries, size)), _contiguous(k, (number, size, keys)))
-    scores = scores.view(rows, heads, queries, keys)
-    if bias is not None:
-        scores = ops.add(scores, bias)
-    if causal:
-        scores = ops.elementwise(scores, [model.meter.new((queries, keys), ops.BOOL)])
-    weights = ops.activation(scores, keeps_input=False)
-    del scores
-    if rate:
-        weights = ops.multiply(weights, coins(model, weights))
-    mixed = ops.batched_product(weights.view(number, queries, keys), _contiguous(v, (number, keys, size)))
-    return mixed.view(rows, heads, queries, size)
-
-
-def _contiguous(x: Tensor, shape: Sequence[int]) -> Tensor:
-    return ops.copy(x, shape)
-
-
-def _composed_attention(model: Weights, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: float) -> Tensor:
-    """PyTorch's own fall-back: in fp32, q and k scaled before the product, dropout by its own means."""
-    rows, heads, queries, size = q.shape
-    keys, number = k.shape[2], rows * heads
-    q, k, v = (ops.cast(each, FLOAT) for each in (q, k, v))
-    q, k = ops.elementwise(q), ops.elementwise(k)
-    scores = ops.batched_product(_contiguous(q, (number, queries, size)), _contiguous(k, (number, size, keys)))
-    del q, k
-    scores = scores.view(rows, heads, queries, keys)
-    if bias is not None:
-        scores = ops.add(scores, ops.cast(bias, FLOAT))
-    weights = ops.activation(scores, keeps_input=False)
-    del scores
-    if rate:
-        weights = ops.multiply(weights, weights.like().detached())
-    mixed = ops.batched_product(weights.view(number, queries, keys), _contiguous(v, (number, keys, size)))
-    return ops.cast(mixed.view(rows, heads, queries, size), model.itemsize)
-
-
-def _fused_attention(model: Weights, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """One kernel: it keeps what it was given and what it gave, and computes the weights again in the backward pass."""
-    meter = model.meter
-    rows, heads, queries, size = q.shape
-    flops = 2 * rows * heads * queries * k.shape[2] * size
-    result = q.like()
-    kept = [q, k, v, result, meter.new((rows, heads, queries), FLOAT), bias]
-    wanted = [(x.shape, x.itemsize) if x.learns else None for x in (q, k, v)]
-
-    def backward(gradients: Gradients) -> Gradients:
-        gradient = gradients.pop()
-        assert gradient is not None
-        meter.flops += 5 * flops
-        return [meter.new(*each) if each else None for each in wanted]
-
-    meter.flops += 2 * flops
-    return operation([q, k, v], [result], backward, kept)[0]
-
-
-# The loss
-
-
-def token_loss(model: Weights, states: Tensor, head: Tensor, adapted: bool = False) -> Tensor:
-    """Cross-entropy of [N, D] states against a head [V, D]: see on_torch/loss.py for its three ways."""
-    if not head.learns and not adapted:
-        return _frozen_head_loss(states, head, model.on_cpu)
-    count = states.shape[0]
-    sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
-    parts = _split_rows(states, sizes)
-    if count <= CHUNK:
-        return _loss_of(parts[0], head)
-    losses = [ops.checkpointed(_loss_of, part, head) for part in parts]
-    return _put_together(losses)
-
-
-def _loss_of(states: Tensor, head: Tensor) -> Tensor:
-    logits = ops.product(states, head)
-    meter, shape, itemsize = states.meter, logits.shape, logits.itemsize
-    wide = logits if itemsize == FLOAT else logits.like(FLOAT)
-    log_p = logits.like(FLOAT).detached()
-    del wide
-
-    def backward(gradients: Gradients) -> Gradients:
-        gradients.clear()
-        of_log_p = meter.new(shape, FLOAT)
-        found = meter.new(shape, itemsize)
-        del of_log_p
-        return [found]
-
-    return operation([logits], [meter.new(shape[:1], FLOAT)], backward, [log_p])[0]
-
-
-def classifier_loss(logits: Tensor) -> Tensor:
-    """Of a classifier's [B, C]."""
-    return ops.elementwise(ops.activation(ops.cast(logits, FLOAT), keeps_input=False))
-
-
-def _split_rows(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    meter, shape, itemsize = x.meter, x.shape, x.itemsize
-    if len(sizes) == 1:
-        return [x]
-    parts = [Tensor(meter, (size, shape[1]), itemsize, x.storage) for size in sizes]
-
-    def backward(gradients: Gradients) -> Gradients:
-        whole = meter.new(shape, itemsize)
-        gradients.clear()
-        return [whole]
-
-    return operation([x], parts, backward)
-
-
-def _put_together(losses: Sequence[Tensor]) -> Tensor:
-    meter = losses[0].meter
-    sizes = [each.shape[0] for each in losses]
-
-    def backward(gradients: Gradients) -> Gradients:
-        gradient = gradients.pop()
-        assert gradient is not None
-        return [gradient.view(size) for size in sizes]
-
-    return operation(losses, [meter.new((sum(sizes),), FLOAT)], backward)[0]
-
-
-def _frozen_head_loss(states: Tensor, head: Tensor, on_cpu: bool) -> Tensor:
-    """Loss and the states' gradient in one sweep; the gradient is kept, and nothing as wide as the vocabulary."""
-    meter, (count, width), vocabulary, itemsize = states.meter, states.shape, head.shape[0], states.itemsize
-    gradients_of: list[Tensor] = []
-    for start in range(0, count, CHUNK):
-        rows = min(CHUNK, count - start)
-        logits = meter.new((rows, vocabulary), itemsize)
-        wide = logits if itemsize == FLOAT or not on_cpu else logits.like(FLOAT)  # a GPU casts within log_softmax
-        log_p = logits.like(FLOAT)
-        del logits, wide
-        narrow = log_p if itemsize == FLOAT else log_p.like(itemsize)
-        gradients_of.append(meter.new((rows, width), itemsize))
-        del log_p, narrow
-        meter.flops += 2 * 2 * rows * vocabulary * width
-    kept = meter.new((count, width), itemsize)
-    gradients_of.clear()
-
-    def backward(gradients: Gradients) -> Gradients:
-        gradients.clear()
-        return [meter.new((count, width), itemsize)]
-
-    return operation([states], [meter.new((count,), FLOAT)], backward, [kept])[0]

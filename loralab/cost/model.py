@@ -41,3 +41,5 @@ class Shape:
     """Whether a source is shorter than the longest."""
     target_tokens: int = 0
     """Real ones, of all rows."""
+    packed: bool = False
+    """Whether texts stand side by side in a row."""

@@ -8,17 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loralab.cost import operations as ops
-from loralab.cost.layers import (
-    Weights,
-    attention,
-    dropped,
-    linear,
-    merge_heads,
-    project,
-    rms_norm,
-    split_heads,
-    token_loss,
-)
+from loralab.cost.attention import attention, merge_heads, split_heads
+from loralab.cost.layers import Weights, dropped, linear, project, rms_norm
+from loralab.cost.loss import token_loss
 from loralab.cost.model import Module, Shape
 from loralab.cost.operations import LONG
 from loralab.cost.tape import Tensor

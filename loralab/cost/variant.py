@@ -146,8 +146,11 @@ def run_of(recipe: Recipe, itemsize: int, on_cpu: bool) -> Run:
 def shape_of(recipe: Recipe, base: Base, lengths: tuple[int, int]) -> Shape:
     """The largest batch: every row as long as it may be."""
     source, target = lengths
+    if base.causal and recipe.data.source is None and recipe.data.messages is None:  # whole texts
+        source = 0
     rows = recipe.training.batch_size or max(1, (recipe.training.token_budget or 0) // (source + max(target, 1)))
-    return Shape(rows, source, target, rows > 1, rows * max(target, 1))
+    learnt = rows * (target - 1 if source == 0 and target > 1 else max(target, 1))
+    return Shape(rows, source, target, rows > 1, learnt, recipe.data.packing)
 
 
 def cost_of(
