@@ -5,6 +5,7 @@ RUN/samples.jsonl   one line a text: step, prompt (the beginning of a held-out t
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from loralab.engine import Engine
 from loralab.errors import RecipeError
 
 PROMPT_TOKENS = 32  # of a text, its start included; at most half of it
-LINES_SHOWN, LINE_SHOWN = 12, 100  # of a text on the screen, and of one of its lines
+LINES_SHOWN, WIDTH = 12, 75  # of a text on the screen, and of one of its lines
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def write_on(
 def in_words(written: Sequence[WrittenOn]) -> Iterator[str]:
     """For the screen: a bar stands where the model begins; long texts are cut."""
     for each in written:
-        lines = f"{each.prompt}▌{each.text}".splitlines()
-        yield from ("  | " + line[:LINE_SHOWN] for line in lines[:LINES_SHOWN])
+        whole = f"{each.prompt}▌{each.text}".splitlines()
+        lines = [part for line in whole for part in textwrap.wrap(line, WIDTH, drop_whitespace=False) or [""]]
+        yield from ("  | " + line for line in lines[:LINES_SHOWN])
         yield "  …" if len(lines) > LINES_SHOWN else "  -"

@@ -16,8 +16,10 @@ from torch import nn
 from transformers import AutoTokenizer, GPT2LMHeadModel
 from transformers import GPT2Config as TheirConfig
 
+import loralab.compare
 from loralab import load_model
 from loralab.cli import _floors
+from loralab.compare import compare
 from loralab.config import Recipe
 from loralab.data.batches import collate
 from loralab.data.packing import encode_packed
@@ -34,6 +36,7 @@ from loralab.on_torch.fresh import write_model
 from loralab.on_torch.optimizer import Optimizer
 from loralab.on_torch.step import open_engine
 from loralab.recipe_file import load_recipe, recipe_from_tree
+from loralab.report import report
 from loralab.run import read_lines
 from loralab.train import train
 from loralab.training_settings import OptimizerSettings
@@ -178,6 +181,24 @@ def test_a_run_from_nothing_learns_counts_bytes_and_goes_on_exactly(settings: di
     ids = torch.tensor([tokenizer("def f(x):\n    return x")["input_ids"]])
     with torch.inference_mode():
         torch.testing.assert_close(ours(ids).logits, theirs(ids).logits)
+
+
+def test_a_comparison_has_the_floors_as_rows(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its variants are trained in this process here."""
+
+    def run(each: Any, folder: Path) -> None:
+        train(each.recipe, each.folder)
+
+    monkeypatch.setattr(loralab.compare, "_run", run)
+    small = ["training.epochs=1", "validation={every: null}", "variants={one: {}}"]
+    results = compare(recipe(settings, *small), tmp_path / "out")
+    rows = {row["variant"]: row["metrics"]["bits_per_byte"]["value"] for row in results["rows"]}
+    assert list(rows) == ["one", AFTER, ALONE] and results["failures"] == {}
+    text = report(results)
+    assert "bits/byte" in text and all(f"{value:.3f}" in text for value in rows.values())
+    assert ("one is UNDER" in text) == (rows["one"] > rows[AFTER] or rows["one"] > rows[ALONE])
 
 
 def test_accumulated_batches_weigh_each_token_the_same(
