@@ -136,7 +136,7 @@ def _row(name: str, recipe: Recipe, lengths: Lengths, machine: Machine, question
     except Unknown as unknown:
         return _unknown(name, recipe, unknown, lengths, itemsize, machine, dtype_note)
     trained = trained_by(recipe, base)
-    sizes, run = sizes_of(base, trained, itemsize), run_of(recipe, itemsize, machine.kind == "cpu")
+    sizes, run = sizes_of(base, trained, itemsize), run_of(recipe, base, itemsize, machine.kind == "cpu")
     shape = shape_of(recipe, base, _within(base, lengths))
     cost = cost_of(recipe, base, trained, run, [shape] * run.accumulate)
     steps, whole = _whole_run(recipe, base, run, shape, cost, lengths.rows)

@@ -37,7 +37,7 @@ def predicted_and_measured(recipe: Recipe, record: dict[str, Any], folder: Path)
     except (UserError, Unknown):
         return None
     itemsize = PRECISIONS[record["dtype"]]
-    run = run_of(recipe, itemsize, record["device"] == "cpu")
+    run = run_of(recipe, base, itemsize, record["device"] == "cpu")
     cost = cost_of(
         recipe,
         base,

@@ -148,6 +148,33 @@ def test_a_quantised_base_takes_its_packed_bytes() -> None:
         assert row["memory_bytes"]["weights"] == base["bfloat16" if quantize == "null" else quantize]
 
 
+@pytest.mark.parametrize("how", [["int8"], ["nf4"], ["int8", "model.quantize_except=[wo]"]], ids=" ".join)
+def test_real_steps_on_a_quantised_base_stand_beside_the_prediction(how: list[str], tmp_path: Path) -> None:
+    config = {
+        "model_type": "t5",
+        "d_model": 64,
+        "d_kv": 16,
+        "d_ff": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "vocab_size": 300,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "r.yaml").write_text("{}")
+    overrides = [f"model.name={tmp_path}", f"model.quantize={how[0]}", *how[1:], "data={name: x, source: a, target: b}"]
+    overrides += [
+        "data.max_source_length=40",
+        "data.max_target_length=12",
+        "training.batch_size=3",
+        "model.dtype=bfloat16",
+    ]
+    (row,) = planned(tmp_path / "r.yaml", *overrides, measure=True).values()
+    assert row["flops_per_step"] == row["measured"]["flops"]
+    assert row["memory_bytes"]["peak"] == pytest.approx(row["measured"]["peak_bytes"], rel=0.15)
+    plain = planned(tmp_path / "r.yaml", *overrides, "model.quantize=null", "model.quantize_except=[]")["r"]
+    assert row["memory_bytes"]["weights"] < plain["memory_bytes"]["weights"]
+
+
 def test_this_machine_says_what_it_has() -> None:
     machine = this_machine("cpu")
     assert machine.kind == "cpu" and machine.memory >= machine.free > machine.room >= 0

@@ -12,7 +12,7 @@ class Module:
 
     name: str
     kind: str
-    """Linear, Conv1D (the transpose on disk), Embedding, RMSNorm or LayerNorm."""
+    """Linear, Embedding, RMSNorm or LayerNorm."""
     shape: tuple[int, ...]
     bias: bool = False
     head: bool = False
@@ -23,6 +23,11 @@ class Module:
         """Name -> shape."""
         found = {f"{self.name}.weight": self.shape}
         return found | {f"{self.name}.bias": self.shape[:1]} if self.bias else found
+
+    @property
+    def packable(self) -> bool:
+        """Whether a quantised base has it in fewer bits."""
+        return self.kind == "Linear" and not self.head
 
     @property
     def size(self) -> int:

@@ -51,6 +51,8 @@ class Run:
     checkpointing: bool = False
     accumulate: int = 1
     quantize: str | None = None
+    plain: frozenset[str] = frozenset()
+    """Linear modules that are not quantised all the same."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _size(tensor: Tensor | None) -> int:
 def _weights(meter: Meter, modules: Sequence[Module], trained: Trained, run: Run) -> Weights:
     parameters, packed = {}, set()
     for module in modules:
-        if run.quantize and module.kind in ("Linear", "Conv1D") and not module.head:
+        if run.quantize and module.packable and module.name not in run.plain:
             packed.add(module.name)
         for name, shape in module.parameters.items():
             learns = trained.everything or name in trained.whole

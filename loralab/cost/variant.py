@@ -131,16 +131,23 @@ def _base_bytes(base: Base) -> dict[str, int]:
 
 
 def _packed(module: Module, quantize: str, kept: int) -> int:
-    if module.kind != "Linear" or module.head:
+    if not module.packable:
         return module.size * kept
     return packed_bytes(module.shape, quantize) + (module.shape[0] * kept if module.bias else 0)
 
 
-def run_of(recipe: Recipe, itemsize: int, on_cpu: bool) -> Run:
-    """How it runs."""
+def run_of(recipe: Recipe, base: Base, itemsize: int, on_cpu: bool) -> Run:
+    """How it runs.
+
+    Raises:
+        TargetError: a rule of model.quantize_except selects no linear module.
+    """
     quantize = None if recipe.training.method == "full" else recipe.model.quantize
-    training = recipe.training
-    return Run(itemsize, on_cpu, recipe.model.dropout, training.gradient_checkpointing, training.accumulate, quantize)
+    training, rules = recipe.training, recipe.model.quantize_except
+    plain = frozenset(resolve(rules, _described(base)) if quantize and rules else ())
+    return Run(
+        itemsize, on_cpu, recipe.model.dropout, training.gradient_checkpointing, training.accumulate, quantize, plain
+    )
 
 
 def shape_of(recipe: Recipe, base: Base, lengths: tuple[int, int]) -> Shape:

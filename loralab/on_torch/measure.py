@@ -13,7 +13,6 @@ from loralab.config import Recipe
 from loralab.cost.base import Base
 from loralab.cost.model import Shape
 from loralab.cost.step import Run
-from loralab.errors import ModelError
 from loralab.families import gpt2, t5
 from loralab.on_torch.classifier import label_losses
 from loralab.on_torch.cuts import UnderHead, encoder_of
@@ -24,6 +23,7 @@ from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.optimizer import Optimizer
 from loralab.on_torch.prepare import prepare
+from loralab.on_torch.quantize import quantization, settle
 from loralab.on_torch.step import token_losses
 
 NARROW = 0.02  # random weights lie within so much of zero: nothing overflows, and no denormal number slows a step down
@@ -47,14 +47,12 @@ def measure(recipe: Recipe, base: Base, run: Run, shape: Shape, place: str, dtyp
         dtype: of weights and products.
 
     Raises:
-        ModelError: the base is to be quantised.
+        MissingExtra, ModelError: the base is to be quantised, and cannot be.
     """
-    if recipe.model.quantize is not None:
-        raise ModelError(
-            f"--measure takes a plain base, and model.quantize is {recipe.model.quantize}. Leave --measure out, or set model.quantize=null."
-        )
     device = torch.device(place)
     model = random_model(base, getattr(torch, dtype), device)
+    if how := quantization(run.quantize, recipe.model.quantize_except if run.quantize else ()):
+        model = settle(model, getattr(torch, dtype), device, how)
     fresh = [] if base.brings_head else head_parameters(model)
     model, adapter = prepare(model, recipe, None, None, fresh)
     parameters = adapter.parameters() if adapter else [p for p in model.parameters() if p.requires_grad]
