@@ -240,7 +240,7 @@ def test_what_is_taken_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     install(tmp_path, "bad", {"bad/z.py": "def of_another_licence(): return 1\n"}, licence="GPL-3.0-only")
     found = [*corpus.metadata.distributions(path=[str(tmp_path)])]
     monkeypatch.setattr(corpus.metadata, "distributions", lambda: found)
-    rows = list(corpus._new(list(corpus._package_rows())))
+    rows = list(corpus.new_texts(list(corpus._package_rows())))
     assert {row["text"].strip() for row in rows} == {
         "About good, at some length.",
         new.strip(),

@@ -35,7 +35,7 @@ def test_every_metric_keeps_the_contract() -> None:
         assert name == LABELS or all(values.ndim == 1 for values in scores.values())
         assert metric.ID and metric.version()
     every = [column.name for metric in METRICS.values() for column in metric.COLUMNS]
-    assert sorted(COLUMNS) == sorted(["loss", *every]) and len(set(every)) == len(every)
+    assert sorted(COLUMNS) == sorted(["loss", "perplexity", "bits_per_byte", *every]) and len(set(every)) == len(every)
 
 
 def test_an_empty_prediction_scores_zero_everywhere() -> None:

@@ -58,6 +58,7 @@ def test_a_run_folder_is_complete(workshop: Path, run: dict[str, Any]) -> None:
     folder = workshop / run["run"]
     assert {file.name for file in folder.iterdir()} == {
         "recipe.yaml",
+        "first_step.json",
         "metrics.jsonl",
         "validation.jsonl",
         "curves.png",
@@ -256,7 +257,7 @@ def test_compare_prints_a_row_for_each_variant_and_floor(comparison: tuple[dict[
         "lora-4": {"rouge1": 40.81, "gflops": 2.45}
     }
     table = (out / "table.md").read_text()
-    assert table.count("\n") == 7 + 4 and "| lora-4 | 2.45 |" in table
+    assert table.count("\n") == 7 + 4 + 5 and "| lora-4 | 2.45 |" in table, "scores, published figures, first steps"
 
 
 def test_the_full_variants_model_is_evaluated_again(comparison: tuple[dict[str, Any], Path], workshop: Path) -> None:
