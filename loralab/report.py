@@ -56,7 +56,8 @@ def remarks(results: dict[str, Any]) -> list[str]:
         )
     if any(row.get("predicted") for row in rows):
         lines.append(
-            "first step: as `loralab plan` predicts it, and measured. Its memory is that of tensors alone; peak memory is the whole process's."
+            "first step: as `loralab plan` predicts it, and measured. Its memory is that of tensors alone; "
+            "peak memory is the whole process's."
         )
     if several := [row for row in scored if len(row.get("seeds", [])) > 1]:
         said = "; ".join(f"{row['variant']}: mean of {len(row['seeds'])} seeds" for row in several)
