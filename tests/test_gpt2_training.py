@@ -13,9 +13,10 @@ import pytest
 import torch
 from dying import train_until
 from folders import write_jsonl
+from joined import joined
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import make_gpt2, make_tokenizer, their_gpt2
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoTokenizer
 
 from loralab.answer import Question, answer
@@ -94,20 +95,6 @@ class Peers:
         self.optimizer.param_groups[0]["lr"] = rate_at(step, STEPS, self.settings.optimizer)
         self.optimizer.step()
         return float(loss.detach())
-
-
-def joined(batch: Batch) -> dict[str, Tensor]:
-    """A batch as people write it for Transformers, row by row: the prompt stands in the labels as -100."""
-    rows = []
-    for ids, mask, labels in zip(batch.source_ids, batch.source_mask, batch.labels, strict=True):
-        source, target = ids[mask].tolist(), labels[labels != -100].tolist()
-        rows.append((source + target, [-100] * len(source) + target))
-    width = max(len(ids) for ids, _ in rows)
-    return {
-        "input_ids": torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows]),
-        "labels": torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows]),
-    }
 
 
 def batches(settings: Recipe, engine: TorchEngine) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from folders import index, read, write_jsonl
+from joined import joined
 from peft import LoraConfig, PeftModel, get_peft_model
 from stories import make_stories
 from torch import Tensor, nn
@@ -192,20 +193,6 @@ def batches(place: Path, steps: int) -> list[Batch]:
     encoded = encode(rows, engine.tokenizer, engine.prompt, 64, 96)
     order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(0)).numpy()
     return [collate(encoded, order[4 * step : 4 * step + 4], engine.pad_id) for step in range(steps)]
-
-
-def joined(batch: Batch) -> dict[str, Tensor]:
-    """A batch as people write it for Transformers, row by row."""
-    rows = []
-    for ids, mask, labels in zip(batch.source_ids, batch.source_mask, batch.labels, strict=True):
-        source, target = ids[mask].tolist(), labels[labels != -100].tolist()
-        rows.append((source + target, [-100] * len(source) + target))
-    width = max(len(ids) for ids, _ in rows)
-    return {
-        "input_ids": torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows]),
-        "labels": torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows]),
-    }
 
 
 def test_twenty_steps_are_pefts(place: Path) -> None:

@@ -92,28 +92,18 @@ def multiply(x: Tensor, y: Tensor) -> Tensor:
 def product(x: Tensor, w: Tensor) -> Tensor:
     """x Wᵀ, of x [..., in] and W [out, in]."""
     rows, (outputs, inputs) = x.numel // x.shape[-1], w.shape
-    meter, flops = x.meter, 2 * rows * outputs * inputs
-    shapes = x.shape, w.shape
-    learn = x.learns, w.learns
-    kept = [x if w.learns else None, w if x.learns else None]
-
-    def backward(gradients: Gradients) -> Gradients:
-        gradient = _only(gradients)
-        meter.flops += flops * sum(learn)
-        found = [
-            meter.new(shape, gradient.itemsize) if wanted else None for shape, wanted in zip(shapes, learn, strict=True)
-        ]
-        return found
-
-    meter.flops += flops
-    return operation([x, w], [meter.new((*x.shape[:-1], outputs), x.itemsize)], backward, kept)[0]
+    return _product(x, w, (*x.shape[:-1], outputs), 2 * rows * outputs * inputs)
 
 
 def batched_product(x: Tensor, y: Tensor) -> Tensor:
     """x y, of x [N, rows, inner] and y [N, inner, columns]."""
     (number, rows, inner), columns = x.shape, y.shape[-1]
-    meter, flops = x.meter, 2 * number * rows * inner * columns
-    shapes, learn = (x.shape, y.shape), (x.learns, y.learns)
+    return _product(x, y, (number, rows, columns), 2 * number * rows * inner * columns)
+
+
+def _product(x: Tensor, y: Tensor, shape: Sequence[int], flops: int) -> Tensor:
+    """Each factor that learns costs one more such product backwards, and needs the other for it."""
+    meter, shapes, learn = x.meter, (x.shape, y.shape), (x.learns, y.learns)
     kept = [x if y.learns else None, y if x.learns else None]
 
     def backward(gradients: Gradients) -> Gradients:
@@ -125,7 +115,7 @@ def batched_product(x: Tensor, y: Tensor) -> Tensor:
         return found
 
     meter.flops += flops
-    return operation([x, y], [meter.new((number, rows, columns), x.itemsize)], backward, kept)[0]
+    return operation([x, y], [meter.new(tuple(shape), x.itemsize)], backward, kept)[0]
 
 
 def activation(x: Tensor, keeps_input: bool) -> Tensor:
