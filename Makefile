@@ -31,7 +31,7 @@ demo: setup ## what LoRA buys, in minutes: a small model and data that come alon
 	$(BIN)/loralab compare quickstart
 
 test: setup ## every test, without a network; a process for each core
-	$(BIN)/pytest -q --numprocesses auto --dist loadfile
+	$(BIN)/pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 torture: setup ## a run killed 200 times at random moments, and what became of it
 	LORALAB_KILLS=200 $(BIN)/pytest -q tests/test_resume.py -k killed

@@ -32,9 +32,8 @@ from torch import Tensor, nn
 
 import loralab
 from loralab.data.readers import jsonl_records
-from loralab.families.t5 import SIZES, T5Config, config_json
+from loralab.families.t5 import SIZES, T5Config, config_json, deviation
 from loralab.model_files import INDEX
-from loralab.on_torch.fresh import deviation
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.prepare import set_dropout
 
@@ -68,7 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quantize", default="int8", choices=("int8", "nf4", "none"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--limit", type=float, default=15.0, help="GiB of anonymous memory")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()

@@ -17,6 +17,24 @@ import pytest
 
 atexit.register(shutil.rmtree, os.environ["LORALAB_CACHE"], ignore_errors=True)
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONGEST = (
+    "runs",
+    "resume",
+    "generation",
+    "compare",
+    "trajectory",
+    "documents",
+    "recipes",
+    "public_names",
+    "streaming",
+    "jax_lora",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first: a worker that gets one of them last would go on alone."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,7 @@ def test_the_sources_keys_and_values_are_never_copied_for_a_beam(tmp_path: Path)
     cache = start(model, ids, mask, 6, beams=4)
     before = [tensor.data_ptr() for pair in cache.cross for tensor in pair]
     assert all(len(tensor) == 3 for pair in cache.cross for tensor in pair)
-    assert all(len(tensor) == 12 for pair in cache.own for tensor in pair)
+    assert all(len(tensor) == 12 for each in cache.own for tensor in each.both)
     for _ in range(3):
         assert cache.next_logits(torch.randint(2, 120, (12,))).shape == (12, 120)
         cache.reorder(torch.randint(0, 4, (12,)) + torch.arange(3).repeat_interleave(4) * 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,11 +18,12 @@ from loralab.data.batches import Batch, collate, plan_batches
 from loralab.data.encode import encode
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
+from loralab.embedded import model_folder
 from loralab.on_torch.step import TorchEngine, open_engine
 from loralab.recipe_file import load_recipe
 from loralab.schedule import rate_at
 
-STEPS, CHECKED = 100, (0, 50, 99)
+STEPS, CHECKED = 100, (0, 20, 99)
 SETTINGS = [
     "model.dtype=float32",
     "model.device=cpu",
@@ -35,8 +35,8 @@ SETTINGS = [
 ]
 
 
-def recipe(data_folder: Path, method: str, rate: float) -> Recipe:
-    places = [f"model.name={data_folder / 'models/chat-t5-mini'}", f"data.name={data_folder / 'dialogsum'}"]
+def recipe(data_folder: Path, base: Path, method: str, rate: float) -> Recipe:
+    places = [f"model.name={base}", f"data.name={data_folder / 'dialogsum'}"]
     return load_recipe(
         "flan-t5-base-dialogsum", [*places, *SETTINGS, f"training.method={method}", f"optimizer.learning_rate={rate}"]
     )
@@ -125,23 +125,35 @@ def gradients_agree(engine: TorchEngine, peers: Peers, batch: Batch) -> None:
         mine.grad = None
 
 
-@pytest.mark.parametrize(("method", "rate"), [("lora", 3e-4), ("full", 1e-4), ("lora", 1e-3)])
-def test_one_hundred_steps_stay_with_pefts(method: str, rate: float, data_folder: Path) -> None:
-    """Rounding grows in training: on this model Transformers' own two ways of computing attention are 2e-2 apart in loss after
-    20 steps. So: from equal weights equal gradients, at the start and later; the first steps equal; and never further from
-    PEFT than twice what those two are from one another."""
-    settings = recipe(data_folder, method, rate)
+def losses_beside_peers(settings: Recipe, steps: int) -> np.ndarray:
+    """[ours, PEFT's with sdpa, PEFT's with eager attention] of each step; gradients are compared on the way."""
     engine = open_engine(settings)
     peers = {attention: Peers(engine, settings, attention) for attention in ("sdpa", "eager")}
     rows = []
-    for step, batch in enumerate(islice(real_batches(settings, engine), STEPS)):
+    for step, batch in enumerate(islice(real_batches(settings, engine), steps)):
         if step in CHECKED:
             gradients_agree(engine, peers["sdpa"], batch)
         mine = engine.train_step([batch], rate_at(step, STEPS, settings.optimizer)).loss
         rows.append([mine, *(peer.step(batch, step) for peer in peers.values())])
-    mine, sdpa, eager = np.array(rows).T
-    assert len(rows) == STEPS and mine[-20:].mean() < mine[:20].mean() - 0.1, "and something was learnt"
+    assert len(rows) == steps
+    return np.array(rows).T
+
+
+@pytest.mark.parametrize(("method", "rate"), [("lora", 3e-4), ("lora", 1e-3), ("full", 1e-4)])
+def test_one_hundred_steps_are_pefts(method: str, rate: float, data_folder: Path) -> None:
+    """On the trained T5 that comes with loralab."""
+    settings = recipe(data_folder, model_folder("embedded:tiny-t5"), method, rate)
+    mine, sdpa, eager = losses_beside_peers(settings, STEPS)
+    assert mine[-20:].mean() < mine[:20].mean() - 0.5, "and something was learnt"
+    assert np.abs(mine - sdpa).max() < 1e-4
+    assert np.abs(mine - eager).max() < 1e-4
+
+
+def test_where_rounding_grows_ours_stays_as_near_as_transformers_to_itself(data_folder: Path) -> None:
+    """On this model Transformers' own two ways of computing attention are 2e-2 apart in loss after 20 steps. So: from equal
+    weights equal gradients; the first step equal; and never further from PEFT than twice what those two are from one another."""
+    settings = recipe(data_folder, data_folder / "models/chat-t5-mini", "lora", 3e-4)
+    mine, sdpa, eager = losses_beside_peers(settings, 30)
     drift, own = np.abs(mine - sdpa), np.abs(sdpa - eager).max()
-    print(json.dumps({"method": method, "rate": rate, "ours": drift.max(), "transformers": own}))
     assert drift[0] < 1e-5
     assert drift.max() <= max(1e-4, 2 * own)

@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from loralab.on_torch import loss
 from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.output import IGNORED
+from loralab.on_torch.product import Linear
 
 _PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -159,6 +160,6 @@ def _through_head(
 
 def _frozen(head: nn.Module) -> Tensor | None:
     """The head's matrix where it is one frozen product and nothing more."""
-    if type(head) is not nn.Linear or getattr(head, "bias", None) is not None or head.weight.requires_grad:
-        return None
-    return head.weight
+    plain = type(head) in (nn.Linear, Linear) and getattr(head, "bias", None) is None
+    weight = head.weight if plain else None
+    return weight if isinstance(weight, Tensor) and not weight.requires_grad else None

@@ -22,6 +22,7 @@ from loralab.model_files import read_config, weight_files
 from loralab.on_torch.heads import head_parameters
 from loralab.on_torch.load import quiet_transformers
 from loralab.on_torch.loss import log_probabilities, smoothed
+from loralab.on_torch.product import by_onednn
 from loralab.on_torch.quantize import Quantization, packed
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def load_classifier(
     if not keep_head and not fresh:  # a head of as many labels, but of others
         _start_anew(model, head)
         fresh = head
-    return model.to(device).eval(), sorted(fresh)
+    return by_onednn(model.to(device).eval()), sorted(fresh)
 
 
 def _name(mismatched: Any) -> str:

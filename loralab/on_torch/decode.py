@@ -44,7 +44,7 @@ def begin(model: T5 | GPT2, input_ids: Tensor, attention_mask: Tensor, max_lengt
     """Reads the sources [B, S], after which up to `max_length` tokens can be written."""
     if isinstance(model, T5):
         return t5_decoding.start(model, input_ids, attention_mask, max_length, beams)
-    return gpt2_decoding.Cache(model, input_ids, attention_mask, max_length, beams)
+    return gpt2_decoding.Cache(model, input_ids, attention_mask, beams)
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ from loralab.on_torch.beam import beam_search
 from loralab.on_torch.decode import decode
 from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
+from loralab.on_torch.product import laid_out
 from loralab.on_torch.transformers_generate import transformers_decode
 
 if TYPE_CHECKING:
@@ -46,14 +47,15 @@ def generate_ids(
     model.eval()
     answers: list[list[int]] = [[] for _ in sources]
     order = sorted(range(len(sources)), key=lambda row: len(sources[row]), reverse=True)
-    while order:
-        room = len(sources[order[0]]) + decoding.beams * decoding.max_new_tokens
-        count = max(1, TOKENS_PER_BATCH // room)
-        rows, order = order[:count], order[count:]
-        for row, tokens in zip(rows, _answer(model, sources, rows, decoding, pad_id, on_token, stops), strict=True):
-            answers[row] = tokens
-        if on_done is not None:
-            on_done(len(sources) - len(order))
+    with laid_out(model):
+        while order:
+            room = len(sources[order[0]]) + decoding.beams * decoding.max_new_tokens
+            count = max(1, TOKENS_PER_BATCH // room)
+            rows, order = order[:count], order[count:]
+            for row, tokens in zip(rows, _answer(model, sources, rows, decoding, pad_id, on_token, stops), strict=True):
+                answers[row] = tokens
+            if on_done is not None:
+                on_done(len(sources) - len(order))
     model.train(was_training)
     return answers
 

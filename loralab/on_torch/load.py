@@ -40,6 +40,7 @@ from loralab.on_torch.base import packing
 from loralab.on_torch.device import choose_device, choose_dtype
 from loralab.on_torch.models.gpt2 import GPT2, drop_tied_head, from_files, to_files
 from loralab.on_torch.models.t5 import T5
+from loralab.on_torch.product import by_onednn
 from loralab.on_torch.quantize import Quantization, packed, quantization
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _load_with_transformers(
             f"{folder} lacks {len(missing)} of the weights that a {classes[0].__name__} has, such as {missing[0]}; "
             "they would be random. Is its config.json that of another class?"
         )
-    return model.to(device).eval()
+    return by_onednn(model.to(device).eval())
 
 
 @contextmanager

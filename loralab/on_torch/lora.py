@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from loralab.on_torch.dropout import keep_mask
 from loralab.on_torch.linear import LINEAR, dense_shape, dense_weight
+from loralab.on_torch.product import linear
 from loralab.spec import LoRASpec
 
 
@@ -88,13 +89,13 @@ class MaskedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, A: Tensor) -> Tensor:
         ctx.save_for_backward(x, mask, A)
-        return F.linear(x * mask, A)
+        return linear(x * mask, A)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor]:
         (grad,), (x, mask, A) = grads, ctx.saved_tensors
-        grad_x = (grad @ A).mul_(mask) if ctx.needs_input_grad[0] else None
-        return grad_x, None, grad.flatten(0, -2).T @ (x * mask).flatten(0, -2)
+        grad_x = linear(grad, A.T).mul_(mask) if ctx.needs_input_grad[0] else None
+        return grad_x, None, linear(grad.flatten(0, -2).T, (x * mask).flatten(0, -2).T)
 
 
 class DropoutMasks:
@@ -161,23 +162,23 @@ class AdaptedLinear(Adapted):
 
     def project_together(self, x: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
         """What each of the modules gives for x; those of them that are adapted meet x in one low-rank product."""
-        adapted = [linear for linear in linears if isinstance(linear, AdaptedLinear)]
-        updates = [update for linear in adapted if (update := linear.update()) is not None]
+        adapted = [each for each in linears if isinstance(each, AdaptedLinear)]
+        updates = [update for each in adapted if (update := each.update()) is not None]
         if len(updates) < 2 or (self.training and updates[0].dropout and not updates[0].shared_dropout):
-            return [linear(x) for linear in linears]
+            return [each(x) for each in linears]
         small = down(x, updates, self.masks, self.training)
         parts = dict(zip(updates, small.split([update.rank for update in updates], dim=-1), strict=True))
         outputs: list[Tensor] = []
-        for linear in linears:
-            if isinstance(linear, AdaptedLinear) and (update := linear.update()) is not None:
-                outputs.append(linear._add(x, update, parts[update]))
+        for each in linears:
+            if isinstance(each, AdaptedLinear) and (update := each.update()) is not None:
+                outputs.append(each._add(x, update, parts[update]))
             else:
-                outputs.append(linear(x))
+                outputs.append(each(x))
         return outputs
 
     def _add(self, x: Tensor, update: Update, small: Tensor) -> Tensor:
         """The base's product and the update's, from its rank-sized half."""
-        y = self.base(x) + F.linear(small, update.B.to(x.dtype))
+        y = self.base(x) + linear(small, update.B.to(x.dtype))
         if update.magnitude is None:
             return y
         stretch = update.stretch(dense_weight(self.base)).to(y.dtype)
@@ -189,7 +190,7 @@ def down(x: Tensor, updates: Sequence[Update], masks: DropoutMasks, training: bo
     rate = updates[0].dropout if training else 0.0
     A = torch.cat([update.A * (update.scale / (1 - rate)) for update in updates]).to(x.dtype)
     if not rate:
-        return F.linear(x, A)
+        return linear(x, A)
     return MaskedProduct.apply(x, masks.draw(x, updates), A)
 
 
@@ -202,7 +203,7 @@ class AdaptedEmbedding(Adapted):
         if update is None:
             return y
         small = F.embedding(ids, update.A.T).to(y.dtype) * update.scale
-        return y + F.linear(small, update.B.to(y.dtype))
+        return y + linear(small, update.B.to(y.dtype))
 
 
 def wrap(base: nn.Module, masks: DropoutMasks) -> Adapted:

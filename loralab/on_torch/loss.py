@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from loralab.on_torch.product import linear
+
 CHUNK = 512  # tokens whose logits are there at one time
 
 
@@ -64,11 +66,11 @@ class FrozenHead(torch.autograd.Function):
     def forward(ctx: Any, states_ND: Tensor, head_VD: Tensor, labels_N: Tensor, smoothing: float) -> Tensor:
         losses, grads = [], []
         for states, labels in zip(states_ND.split(CHUNK), labels_N.split(CHUNK), strict=True):
-            log_p_NV = log_probabilities(F.linear(states, head_VD))
+            log_p_NV = log_probabilities(linear(states, head_VD))
             losses.append(smoothed(log_p_NV, labels, smoothing))
             grad_NV = log_p_NV.exp_().sub_(smoothing / len(head_VD))
             grad_NV.scatter_add_(1, labels[:, None], grad_NV.new_full((len(labels), 1), smoothing - 1))
-            grads.append(grad_NV.to(states.dtype) @ head_VD)
+            grads.append(linear(grad_NV.to(states.dtype), head_VD.T))
         ctx.save_for_backward(torch.cat(grads))
         return torch.cat(losses)
 

@@ -23,6 +23,7 @@ from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.optimizer import Optimizer
 from loralab.on_torch.prepare import prepare
+from loralab.on_torch.product import by_onednn
 from loralab.on_torch.quantize import quantization, settle
 from loralab.on_torch.step import token_losses
 
@@ -97,7 +98,7 @@ def random_model(base: Base, dtype: torch.dtype, device: torch.device) -> nn.Mod
     settings.num_labels = base.outputs
     with quiet_transformers(warnings=False):
         found: nn.Module = AutoModelForSequenceClassification.from_config(settings)
-    return found.to(device, dtype)
+    return by_onednn(found.to(device, dtype))
 
 
 def _own(base: Base) -> nn.Module:

@@ -26,6 +26,7 @@ from loralab.errors import MissingExtra, ModelError
 from loralab.fingerprint import sampled_positions, spread
 from loralab.on_torch.base import describe_modules, is_turned, packing, plain_modules
 from loralab.on_torch.linear import PackedLinear, dense_weight
+from loralab.on_torch.product import Linear
 from loralab.targets import resolve
 
 Loader = Callable[[torch.dtype | None, torch.device], nn.Module]
@@ -190,7 +191,9 @@ def to_pack(model: nn.Module, but: Sequence[str] = ()) -> list[str]:
     return [
         name
         for name in resolve(["all-linear"], described)
-        if name not in kept and type(modules[name]) in (nn.Linear, Conv1D) and id(modules[name].weight) not in shared
+        if name not in kept
+        and type(modules[name]) in (nn.Linear, Linear, Conv1D)
+        and id(modules[name].weight) not in shared
     ]
 
 

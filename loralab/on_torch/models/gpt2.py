@@ -23,6 +23,7 @@ from loralab.on_torch.attention import attention
 from loralab.on_torch.dropout import Dropout
 from loralab.on_torch.loss import token_losses
 from loralab.on_torch.models.output import IGNORED, Output
+from loralab.on_torch.product import Linear, times
 
 
 class Attention(nn.Module):
@@ -31,8 +32,8 @@ class Attention(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.heads, self.scale = config.n_head, (config.n_embd // config.n_head) ** -0.5
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.attn_dropout, self.resid_dropout = Dropout(config.attn_pdrop), Dropout(config.resid_pdrop)
 
     def forward(self, x_BSD: Tensor, bias_B1SS: Tensor | None) -> Tensor:
@@ -59,8 +60,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, config.inner)
-        self.c_proj = nn.Linear(config.inner, config.n_embd)
+        self.c_fc = Linear(config.n_embd, config.inner)
+        self.c_proj = Linear(config.inner, config.n_embd)
         self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class GPT2(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         tied = config.tie_word_embeddings
-        self.lm_head = None if tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = None if tied else Linear(config.n_embd, config.vocab_size, bias=False)
         self.ends: tuple[int, ...] = (config.eos_token_id,)
         """Tokens that end a text."""
         self.name_or_path = ""
@@ -208,14 +209,14 @@ class GPT2(nn.Module):
     def logits(self, states_D: Tensor) -> Tensor:
         """[.., V]."""
         if self.lm_head is None:
-            return F.linear(states_D, self.transformer.wte.weight)
+            return times(states_D, self.transformer.wte)
         logits_V: Tensor = self.lm_head(states_D)
         return logits_V
 
     def _frozen_head(self) -> Tensor | None:
         """The output matrix, if it is nothing but a frozen product."""
         head = self.transformer.wte if self.lm_head is None else self.lm_head
-        plain = type(head) in (nn.Embedding, nn.Linear) and not head.weight.requires_grad
+        plain = type(head) in (nn.Embedding, Linear) and not head.weight.requires_grad
         return head.weight if plain else None
 
 

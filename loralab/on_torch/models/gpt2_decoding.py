@@ -3,17 +3,19 @@
 With beams a prompt's keys and values stay single: the hypotheses are several queries of one prompt, [B, H, M, E] against
 [B, H, P, E], beside their own few keys, and one softmax goes over both. Without beams both stand in one place.
 
-Shapes:  B prompts   M hypotheses of each   N = B·M, all of them   P tokens of a prompt but its last   L positions so far
-         the rest as in gpt2.py
+Shapes:  B prompts   M hypotheses of each   N = B·M, all of them   P tokens of a prompt but its last
+         R positions there is room for (written.py)   the rest as in gpt2.py
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from loralab.on_torch.attention import attention
 from loralab.on_torch.models.gpt2 import GPT2, Attention, beside_padding
+from loralab.on_torch.models.written import KeysValues, hide_end
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -21,7 +23,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 class Cache:
     """Keys and values of each block: those of the prompts, and those of what was written, grown in place."""
 
-    def __init__(self, model: GPT2, input_ids: Tensor, attention_mask: Tensor, max_length: int, beams: int) -> None:
+    def __init__(self, model: GPT2, input_ids: Tensor, attention_mask: Tensor, beams: int) -> None:
         """Reads the prompts but for their last tokens, with which the first step begins."""
         real_BS = attention_mask.bool()
         self.model, self.beams = model, beams
@@ -32,65 +34,68 @@ class Cache:
         least = torch.finfo(model.dtype).min
         bias_B11P = torch.zeros_like(real_BS[:, :-1], dtype=model.dtype).masked_fill(~real_BS[:, :-1], least)
         self.bias: Tensor | None = bias_B11P[:, None, None] if hides else None
-        """What hides padding: [B, 1, 1, P], with room for what is written where that stands in the same place."""
+        """What hides padding: [B, 1, 1, P]."""
         self.shared: Pairs = [(k.contiguous(), v.contiguous()) for k, v in prompts] if beams > 1 else []
         self.length = 0 if beams > 1 else input_ids.shape[1] - 1
-        self.own: Pairs = [
-            (_room(k, beams, self.length, max_length), _room(v, beams, self.length, max_length)) for k, v in prompts
-        ]
-        if beams == 1 and self.bias is not None:
-            self.bias = torch.cat([self.bias, self.bias.new_zeros(len(input_ids), 1, 1, max_length)], -1)
+        begun = [(_none(k, beams), _none(v, beams)) for k, v in prompts] if beams > 1 else prompts
+        self.own = [KeysValues(k, v) for k, v in begun]
 
     def next_logits(self, tokens_N: Tensor) -> Tensor:
         """Logits [N, V] in fp32 of the token after these."""
         transformer = self.model.transformer
         x_N1D = (transformer.wte(tokens_N) + transformer.wpe(self.positions_N))[:, None]
+        bias = self._bias(x_N1D)
         for index, block in enumerate(transformer.blocks()):
             q, k, v = block.attn.queries_keys_values(block.ln_1(x_N1D))
-            x_N1D = x_N1D + block.attn.out(self._mixed(index, block.attn, q, k, v))
+            x_N1D = x_N1D + block.attn.out(self._mixed(index, block.attn, q, k, v, bias))
             x_N1D = x_N1D + block.mlp(block.ln_2(x_N1D))
         self.length += 1
         self.positions_N = self.positions_N + 1
         return self.model.logits(transformer.ln_f(x_N1D[:, 0])).float()
 
-    def _mixed(self, index: int, layer: Attention, q_NH1E: Tensor, k_NH1E: Tensor, v_NH1E: Tensor) -> Tensor:
+    def _bias(self, x_N1D: Tensor) -> Tensor:
+        """Hides the end of `own`, and padding where prompts stand there too, [B or 1, 1, 1, R]."""
+        bias = x_N1D.new_zeros(1, 1, 1, self.length + 1)
+        if self.bias is not None and not self.shared:
+            bias = F.pad(self.bias, (0, bias.shape[-1] - self.bias.shape[-1]))
+        return hide_end(bias, self.length + 1)
+
+    def _mixed(self, index: int, layer: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """What the next position takes from itself and all before it, [N, H, 1, E]."""
-        keys, values = self.own[index]
-        keys[:, :, self.length], values[:, :, self.length] = k_NH1E[:, :, 0], v_NH1E[:, :, 0]
-        k_NHLE, v_NHLE = keys[:, :, : self.length + 1], values[:, :, : self.length + 1]
+        k_NHRE, v_NHRE = self.own[index].append(k, v)
         if self.shared:
-            return beside_prompt(q_NH1E * layer.scale, *self.shared[index], k_NHLE, v_NHLE, self.bias)
-        bias = None if self.bias is None else self.bias[..., : self.length + 1]
-        return attention(q_NH1E, k_NHLE, v_NHLE, bias, 0.0, layer.scale)
+            return beside_prompt(q * layer.scale, *self.shared[index], k_NHRE, v_NHRE, self.bias, bias)
+        return attention(q, k_NHRE, v_NHRE, bias, 0.0, layer.scale)
 
     def keep(self, sources: Tensor) -> None:
         """Drops every prompt but these, with all its hypotheses."""
         hypotheses = torch.arange(len(self.positions_N), device=sources.device).view(-1, self.beams)[sources].flatten()
-        self.own = [(k[hypotheses], v[hypotheses]) for k, v in self.own]
+        for each in self.own:
+            each.keep(hypotheses)
         self.positions_N = self.positions_N[hypotheses]
         self.shared = [(k[sources], v[sources]) for k, v in self.shared]
         self.bias = None if self.bias is None else self.bias[sources]
 
     def reorder(self, hypotheses: Tensor) -> None:
         """Puts at each place the hypothesis of this number, [N]; they are of the same prompt."""
-        for pair in self.own:
-            for tensor in pair:
-                tensor[:, :, : self.length] = tensor[:, :, : self.length].index_select(0, hypotheses)
+        for each in self.own:
+            each.reorder(hypotheses)
 
 
 def beside_prompt(
-    q_NH1E: Tensor, k_BHPE: Tensor, v_BHPE: Tensor, k_NHLE: Tensor, v_NHLE: Tensor, bias_B11P: Tensor | None
-) -> Tensor:
+    q_NH1E: Tensor, k_BHPE: Tensor, v_BHPE: Tensor, k_NHRE: Tensor, v_NHRE: Tensor,
+    bias_B11P: Tensor | None, bias_111R: Tensor,
+) -> Tensor:  # fmt: skip
     """[N, H, 1, E]: attention of scaled queries over their prompt and what each wrote itself."""
     prompts, _, prompt_length, _ = k_BHPE.shape
     q_BHME = _by_prompt(q_NH1E, prompts)
     on_prompt_BHMP = q_BHME @ k_BHPE.transpose(-1, -2)
     if bias_B11P is not None:
         on_prompt_BHMP = on_prompt_BHMP + bias_B11P
-    on_own_BHML = _by_prompt(q_NH1E @ k_NHLE.transpose(-1, -2), prompts)
-    weights = torch.softmax(torch.cat([on_prompt_BHMP, on_own_BHML], -1), -1)
+    on_own_BHMR = _by_prompt(q_NH1E @ k_NHRE.transpose(-1, -2) + bias_111R, prompts)
+    weights = torch.softmax(torch.cat([on_prompt_BHMP, on_own_BHMR], -1), -1)
     from_prompt_BHME = weights[..., :prompt_length] @ v_BHPE
-    from_own_NH1E = _by_hypothesis(weights[..., prompt_length:]) @ v_NHLE
+    from_own_NH1E = _by_hypothesis(weights[..., prompt_length:]) @ v_NHRE
     return _by_hypothesis(from_prompt_BHME) + from_own_NH1E
 
 
@@ -117,10 +122,7 @@ def _read(model: GPT2, ids_BP: Tensor, mask_BP: Tensor) -> Pairs:
     return pairs
 
 
-def _room(prompt_BHPE: Tensor, beams: int, kept: int, more: int) -> Tensor:
-    """Room for what each hypothesis writes, after `kept` positions: the prompt's, or none of them."""
+def _none(prompt_BHPE: Tensor, beams: int) -> Tensor:
+    """Nothing written yet by any hypothesis, [N, H, 0, E]."""
     sources, heads, _, size = prompt_BHPE.shape
-    room = prompt_BHPE.new_empty(sources * beams, heads, kept + more, size)
-    if kept:
-        room[:, :, :kept] = prompt_BHPE
-    return room
+    return prompt_BHPE.new_empty(sources * beams, heads, 0, size)

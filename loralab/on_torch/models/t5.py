@@ -30,6 +30,7 @@ from loralab.on_torch.models.t5_layers import (
     embedding,
     relative_buckets,
 )
+from loralab.on_torch.product import Linear, times
 
 
 class Block(nn.Module):
@@ -117,7 +118,7 @@ class T5(nn.Module):
         self.encoder = Encoder(config, config.num_layers, decoder=False)
         self.decoder = Decoder(config, config.num_decoder_layers, decoder=True)
         own_head = not config.tie_word_embeddings if own_head is None else own_head
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False) if own_head else None
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False) if own_head else None
         self.name_or_path = ""
 
     @property
@@ -175,12 +176,12 @@ class T5(nn.Module):
         return states_D * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else states_D
 
     def _head(self, states_D: Tensor) -> Tensor:
-        return F.linear(states_D, self.shared.weight) if self.lm_head is None else self.lm_head(states_D)
+        return times(states_D, self.shared) if self.lm_head is None else self.lm_head(states_D)
 
     def _frozen_head(self) -> Tensor | None:
         """The output matrix, if it is nothing but a frozen product."""
         head = self.shared if self.lm_head is None else self.lm_head
-        plain = type(head) in (nn.Embedding, nn.Linear) and not head.weight.requires_grad
+        plain = type(head) in (nn.Embedding, Linear) and not head.weight.requires_grad
         return head.weight if plain else None
 
     def shift_right(self, labels_BT: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ A source may have several hypotheses (beams). Its keys and values stay single: i
 further queries of one source, [B, H, M, E] against [B, H, S, E]. Only the decoder's own keys and values are per
 hypothesis.
 
-Shapes:  B sources   M hypotheses of each   N = B·M, all of them   L positions so far   the rest as in t5.py
+Shapes:  B sources   M hypotheses of each   N = B·M, all of them   L positions so far   R positions there is room for
+         (written.py)   the rest as in t5.py
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from loralab.on_torch.models.t5 import T5
+from loralab.on_torch.models.written import KeysValues, hide_end
 
 
 class Cache:
@@ -31,8 +33,8 @@ class Cache:
         self.context = torch.full((len(cross[0][0]), 1), model.config.decoder_start_token_id, device=bias_1H1L.device)
         sources, heads, _, size = cross[0][0].shape
         self.cross, self.cross_bias_B11S, self.bias_1H1L, self.beams = cross, cross_bias_B11S, bias_1H1L, beams
-        room = (sources * beams, heads, bias_1H1L.shape[-1], size)
-        self.own = [(k.new_empty(room), v.new_empty(room)) for k, v in cross]
+        nothing = cross[0][0].new_empty(sources * beams, heads, 0, size)
+        self.own = [KeysValues(nothing, nothing) for _ in cross]
         self.length = 0
 
     def next_logits(self, tokens_N: Tensor) -> Tensor:
@@ -40,29 +42,25 @@ class Cache:
         states_N1D = _step(self.model, self.model.shared(tokens_N)[:, None], self)
         return self.model.logits(states_N1D[:, 0]).float()
 
-    def append(self, block: int, k_NH1E: Tensor, v_NH1E: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores one position and returns all so far, [N, H, L, E]."""
-        keys, values = self.own[block]
-        keys[:, :, self.length], values[:, :, self.length] = k_NH1E[:, :, 0], v_NH1E[:, :, 0]
-        return keys[:, :, : self.length + 1], values[:, :, : self.length + 1]
-
     def position_bias(self) -> Tensor:
-        """Of the next position towards itself and those before it, [1, H, 1, L]."""
-        return self.bias_1H1L[..., -self.length - 1 :]
+        """Of the next position towards itself and those before it, [1, H, 1, R]."""
+        return hide_end(self.bias_1H1L[..., -self.length - 1 :], self.length + 1)
 
     def keep(self, sources: Tensor) -> None:
         """Drops every source but these, with all its hypotheses."""
         self.cross = [(k[sources], v[sources]) for k, v in self.cross]
         if self.cross_bias_B11S is not None:
             self.cross_bias_B11S = self.cross_bias_B11S[sources]
-        hypotheses = torch.arange(len(self.own[0][0]), device=sources.device).view(-1, self.beams)[sources].flatten()
-        self.own = [(k[hypotheses], v[hypotheses]) for k, v in self.own]
+        hypotheses = (
+            torch.arange(len(self.own[0].both[0]), device=sources.device).view(-1, self.beams)[sources].flatten()
+        )
+        for each in self.own:
+            each.keep(hypotheses)
 
     def reorder(self, hypotheses: Tensor) -> None:
         """Puts at each place the hypothesis of this number, [N]."""
-        for pair in self.own:
-            for tensor in pair:
-                tensor[:, :, : self.length] = tensor[:, :, : self.length].index_select(0, hypotheses)
+        for each in self.own:
+            each.reorder(hypotheses)
 
 
 def start(model: T5, input_ids: Tensor, attention_mask: Tensor | None, max_length: int, beams: int = 1) -> Cache:
@@ -76,11 +74,11 @@ def start(model: T5, input_ids: Tensor, attention_mask: Tensor | None, max_lengt
 
 def _step(model: T5, x_N1D: Tensor, cache: Cache) -> Tensor:
     """The states of the next target position."""
-    bias_1H1L = cache.position_bias()
+    bias_1H1R = cache.position_bias()
     for index, (self_attention, cross_attention, feed_forward) in enumerate(model.decoder.layers()):
         q, k, v = self_attention.SelfAttention.queries_keys_values(self_attention.layer_norm(x_N1D))
-        k_NHLE, v_NHLE = cache.append(index, k, v)
-        x_N1D = x_N1D + self_attention.SelfAttention.attend(q, k_NHLE, v_NHLE, bias_1H1L)
+        k_NHRE, v_NHRE = cache.own[index].append(k, v)
+        x_N1D = x_N1D + self_attention.SelfAttention.attend(q, k_NHRE, v_NHRE, bias_1H1R)
         x_BMD = x_N1D.view(-1, cache.beams, x_N1D.shape[-1])
         x_BMD = x_BMD + cross_attention(x_BMD, cache.cross[index], cache.cross_bias_B11S)
         x_N1D = x_BMD.view(x_N1D.shape)

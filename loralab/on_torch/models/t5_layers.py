@@ -15,6 +15,7 @@ from loralab.families.t5 import T5Config
 from loralab.on_torch.attention import attention
 from loralab.on_torch.dropout import Dropout
 from loralab.on_torch.linear import project
+from loralab.on_torch.product import Linear
 
 
 def embedding(rows: int, width: int) -> nn.Embedding:
@@ -42,10 +43,10 @@ class Attention(nn.Module):
         super().__init__()
         inner = config.num_heads * config.d_kv
         self.heads, self.dropout = config.num_heads, Dropout(config.dropout_rate)
-        self.q = nn.Linear(config.d_model, inner, bias=False)
-        self.k = nn.Linear(config.d_model, inner, bias=False)
-        self.v = nn.Linear(config.d_model, inner, bias=False)
-        self.o = nn.Linear(inner, config.d_model, bias=False)
+        self.q = Linear(config.d_model, inner, bias=False)
+        self.k = Linear(config.d_model, inner, bias=False)
+        self.v = Linear(config.d_model, inner, bias=False)
+        self.o = Linear(inner, config.d_model, bias=False)
         if position_bias:
             self.relative_attention_bias = embedding(config.relative_attention_num_buckets, config.num_heads)
 
@@ -79,8 +80,8 @@ class ReluFeedForward(nn.Module):
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
-        self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.wi = Linear(config.d_model, config.d_ff, bias=False)
+        self.wo = Linear(config.d_ff, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x_BQD: Tensor) -> Tensor:
@@ -93,9 +94,9 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
-        self.wi_0 = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.wi_1 = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.wi_0 = Linear(config.d_model, config.d_ff, bias=False)
+        self.wi_1 = Linear(config.d_model, config.d_ff, bias=False)
+        self.wo = Linear(config.d_ff, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x_BQD: Tensor) -> Tensor:

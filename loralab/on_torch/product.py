@@ -1,0 +1,144 @@
+"""x Wᵀ + b on a CPU, by oneDNN (https://github.com/uxlfoundation/oneDNN).
+
+PyTorch gives products in fp32 to MKL, which takes two to three times as long as oneDNN on a processor that is not Intel's;
+so here oneDNN has them, forwards and backwards. Products in bf16 go to oneDNN in any case, but their weights are laid out
+anew every time: a loss for the few rows of a step of generation, before which they are laid out once (`laid_out`). On GPUs,
+in other dtypes, under autocast and with torch.backends.mkldnn off all is as in PyTorch.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
+
+HAS_ONEDNN = (
+    platform.machine().lower() in ("x86_64", "amd64")
+    and torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+TWICE_AT_MOST = 2 * 2**30
+"""Bytes of weights that are laid out a second time for generation."""
+
+
+class Linear(nn.Linear):
+    """nn.Linear, multiplying by `linear`."""
+
+    layout: Tensor | None = None
+    """The weight as oneDNN reads it fastest, while `laid_out` holds; of use where nothing is differentiated."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return times(x, self, self.bias)
+
+
+def times(x: Tensor, module: nn.Module, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b, [.., out], of a module that holds W [out, in]: a linear one, or the embedding that is also the output head."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    layout = getattr(module, "layout", None)
+    if layout is not None and not torch.is_grad_enabled() and x.dtype == weight.dtype:
+        return _onednn(x, layout, bias)
+    return linear(x, weight, bias)
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b, [.., out]: what F.linear gives."""
+    if not _is_onednns(x, weight_OI):
+        return F.linear(x, weight_OI, bias_O)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight_OI, bias_O)):
+        return Product.apply(x, weight_OI, bias_O)
+    return _onednn(x, weight_OI, bias_O)
+
+
+class Product(torch.autograd.Function):
+    """`linear`, differentiated once. Keeps x only where W learns, and W only where x has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        towards_x, towards_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if towards_weight else None, weight_OI if towards_x else None)
+        return _onednn(x, weight_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight_OI = ctx.saved_tensors
+        towards_x, towards_weight, towards_bias = ctx.needs_input_grad
+        grad = grads[0].contiguous()
+        rows_NO = grad.flatten(0, -2)
+        return (
+            _onednn(grad, weight_OI.T) if towards_x else None,
+            _onednn(rows_NO.T, x.flatten(0, -2).contiguous().T) if towards_weight else None,
+            rows_NO.sum(0) if towards_bias else None,
+        )
+
+
+def _is_onednns(x: Tensor, weight_OI: Tensor) -> bool:
+    """Whether this product is in fp32 on a CPU, and nobody asks for another."""
+    return (
+        _enabled()
+        and x.device.type == weight_OI.device.type == "cpu"
+        and x.dtype == weight_OI.dtype == torch.float32
+        and x.dim() > 1
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _enabled() -> bool:
+    return HAS_ONEDNN and bool(torch.backends.mkldnn.enabled)
+
+
+def _onednn(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """By the operation that PyTorch's compiler uses too; W plain or laid out."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
+    return product
+
+
+def _flops(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
+    rows: int = torch.Size(x_shape[:-1]).numel()
+    return 2 * rows * weight_shape[0] * weight_shape[1]
+
+
+if HAS_ONEDNN:  # so that PyTorch's counter of operations sees these products
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
+
+
+# Weights laid out once
+
+
+@contextmanager
+def laid_out(model: nn.Module) -> Iterator[None]:
+    """Lays out the weights of every Linear, and of the embedding that is also the output head, while it holds.
+
+    They are there twice meanwhile. Nothing happens to models of more than TWICE_AT_MOST bytes, nor off the CPU.
+    """
+    heads = [model.get_submodule(name) for name in getattr(model, "tied_modules", ())]
+    modules = [m for m in model.modules() if type(m) is Linear or (type(m) is nn.Embedding and m in heads)]
+    fitting = [module for module in modules if _can_be_laid_out(module.weight)]
+    if sum(module.weight.nbytes for module in fitting) > TWICE_AT_MOST:
+        fitting = []
+    for module in fitting:
+        module.layout = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
+    try:
+        yield
+    finally:
+        for module in fitting:
+            del module.layout
+
+
+def _can_be_laid_out(weight: Tensor) -> bool:
+    return _enabled() and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+
+
+def by_onednn(model: nn.Module) -> nn.Module:
+    """The model, each nn.Linear made ours, in place."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+    return model
