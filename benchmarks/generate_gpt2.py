@@ -122,7 +122,7 @@ def measure(base: Path, options: Namespace, count: int, beams: int) -> dict[str,
 
 def main() -> None:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--new-tokens", type=int, default=32, help="of every answer")
+    parser.add_argument("--new-tokens", type=int, default=64, help="of every answer")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="of the longest prompt")
     parser.add_argument("--layers", type=int, default=12, help="of the model; fewer for a first look")
     parser.add_argument("--cases", default="1,16,beam4", help="which of the ratios to measure")
