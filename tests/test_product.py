@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,9 +121,9 @@ def test_generation_lays_out_and_changes_no_token(
     asked: list[bool] = []
     times = ours._onednn
 
-    def watched(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def watched(x: Tensor, weight: Tensor, *more: Any) -> Tensor:
         asked.append(weight.is_mkldnn)
-        return times(x, weight, bias)
+        return times(x, weight, *more)
 
     monkeypatch.setattr(ours, "_onednn", watched)
     answers = generate_ids(model, sources, decoding, 0)

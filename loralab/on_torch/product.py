@@ -47,6 +47,13 @@ def times(x: Tensor, module: nn.Module, bias: Tensor | None = None) -> Tensor:
     return linear(x, weight, bias)
 
 
+def times_gelu(x: Tensor, module: nn.Module) -> Tensor:
+    """gelu(x Wᵀ + b) of a module that maps so, with tanh's approximation; at once where the weight is laid out."""
+    if type(module) is Linear and module.layout is not None and not torch.is_grad_enabled():
+        return _onednn(x, module.layout, module.bias, "gelu", "tanh")
+    return F.gelu(module(x), approximate="tanh")
+
+
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x Wᵀ + b, [.., out]: what F.linear gives."""
     if not _is_onednns(x, weight_OI):
@@ -94,9 +101,9 @@ def _enabled() -> bool:
     return HAS_ONEDNN and bool(torch.backends.mkldnn.enabled)
 
 
-def _onednn(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """By the operation that PyTorch's compiler uses too; W plain or laid out."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
+def _onednn(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, after: str = "none", how: str = "") -> Tensor:
+    """By the operation that PyTorch's compiler uses too; W plain or laid out. `after`: what is done to each element then."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight_OI, bias_O, after, [], how)
     return product
 
 

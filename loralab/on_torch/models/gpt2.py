@@ -23,7 +23,7 @@ from loralab.on_torch.attention import attention
 from loralab.on_torch.dropout import Dropout
 from loralab.on_torch.loss import token_losses
 from loralab.on_torch.models.output import IGNORED, Output
-from loralab.on_torch.product import Linear, times
+from loralab.on_torch.product import Linear, times, times_gelu
 
 
 class Attention(nn.Module):
@@ -65,7 +65,7 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x_BSD), approximate="tanh")))
+        return self.dropout(self.c_proj(times_gelu(x_BSD, self.c_fc)))
 
 
 class Block(nn.Module):
