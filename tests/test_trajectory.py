@@ -149,9 +149,12 @@ def test_one_hundred_steps_are_pefts(method: str, rate: float, data_folder: Path
     assert np.abs(mine - eager).max() < 1e-4
 
 
-def test_where_rounding_grows_ours_stays_as_near_as_transformers_to_itself(data_folder: Path) -> None:
+def test_where_rounding_grows_ours_stays_as_near_as_transformers_to_itself(
+    data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On this model Transformers' own two ways of computing attention are 2e-2 apart in loss after 20 steps. So: from equal
     weights equal gradients; the first step equal; and never further from PEFT than twice what those two are from one another."""
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)  # that all sum products in one order
     settings = recipe(data_folder, data_folder / "models/chat-t5-mini", "lora", 3e-4)
     mine, sdpa, eager = losses_beside_peers(settings, 30)
     drift, own = np.abs(mine - sdpa), np.abs(sdpa - eager).max()
