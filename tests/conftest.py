@@ -27,6 +27,7 @@ LONGEST = (
     "recipes",
     "public_names",
     "streaming",
+    "benchmarks",
     "jax_lora",
 )
 

@@ -53,6 +53,13 @@ def test_gradients_that_are_views_and_inputs_with_gaps() -> None:
         torch.testing.assert_close(a.grad, b.grad)
 
 
+def test_a_second_derivative_is_refused() -> None:
+    x, weight, bias = operands(4)
+    (first,) = torch.autograd.grad(linear(x, weight, bias).sin().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def kept(learning: tuple[bool, bool, bool]) -> set[tuple[int, ...]]:
     """Shapes of what is kept for the backward pass."""
     shapes = set()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 HAS_ONEDNN = (
@@ -73,6 +74,7 @@ class Product(torch.autograd.Function):
         return _onednn(x, weight_OI, bias_O)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight_OI = ctx.saved_tensors
         towards_x, towards_weight, towards_bias = ctx.needs_input_grad
@@ -130,13 +132,13 @@ def laid_out(model: nn.Module) -> Iterator[None]:
     fitting = [module for module in modules if _can_be_laid_out(module.weight)]
     if sum(module.weight.nbytes for module in fitting) > TWICE_AT_MOST:
         fitting = []
-    for module in fitting:
-        module.layout = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
     try:
+        for module in fitting:
+            module.layout = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
         yield
     finally:
         for module in fitting:
-            del module.layout
+            vars(module).pop("layout", None)
 
 
 def _can_be_laid_out(weight: Tensor) -> bool:
