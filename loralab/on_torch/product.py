@@ -1,7 +1,7 @@
 """x Wᵀ + b on a CPU, by oneDNN (https://github.com/uxlfoundation/oneDNN).
 
-PyTorch gives products in fp32 to MKL, which takes two to three times as long as oneDNN on a processor that is not Intel's;
-so here oneDNN has them, forwards and backwards. Products in bf16 go to oneDNN in any case, but their weights are laid out
+PyTorch gives products in fp32 to MKL, which takes two to three times as long as oneDNN on AMD's processors; so here oneDNN
+has them, forwards and backwards. Products in bf16 go to oneDNN in any case, but their weights are laid out
 anew every time: a loss for the few rows of a step of generation, before which they are laid out once (`laid_out`). On GPUs,
 in other dtypes, under autocast and with torch.backends.mkldnn off all is as in PyTorch.
 """
