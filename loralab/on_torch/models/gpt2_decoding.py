@@ -36,7 +36,6 @@ class Cache:
         self.bias: Tensor | None = bias_B11P[:, None, None] if hides else None
         """What hides padding: [B, 1, 1, P]."""
         self.shared: Pairs = [(k.contiguous(), v.contiguous()) for k, v in prompts] if beams > 1 else []
-        self.length = 0 if beams > 1 else input_ids.shape[1] - 1
         begun = [(_none(k, beams), _none(v, beams)) for k, v in prompts] if beams > 1 else prompts
         self.own = [KeysValues(k, v) for k, v in begun]
 
@@ -49,16 +48,15 @@ class Cache:
             q, k, v = block.attn.queries_keys_values(block.ln_1(x_N1D))
             x_N1D = x_N1D + block.attn.out(self._mixed(index, block.attn, q, k, v, bias))
             x_N1D = x_N1D + block.mlp(block.ln_2(x_N1D))
-        self.length += 1
         self.positions_N = self.positions_N + 1
         return self.model.logits(transformer.ln_f(x_N1D[:, 0])).float()
 
     def _bias(self, x_N1D: Tensor) -> Tensor:
         """Hides the end of `own`, and padding where prompts stand there too, [B or 1, 1, 1, R]."""
-        bias = x_N1D.new_zeros(1, 1, 1, self.length + 1)
+        bias = x_N1D.new_zeros(1, 1, 1, self.own[0].length + 1)
         if self.bias is not None and not self.shared:
             bias = F.pad(self.bias, (0, bias.shape[-1] - self.bias.shape[-1]))
-        return hide_end(bias, self.length + 1)
+        return hide_end(bias)
 
     def _mixed(self, index: int, layer: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """What the next position takes from itself and all before it, [N, H, 1, E]."""

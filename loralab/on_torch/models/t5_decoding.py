@@ -35,7 +35,6 @@ class Cache:
         self.cross, self.cross_bias_B11S, self.bias_1H1L, self.beams = cross, cross_bias_B11S, bias_1H1L, beams
         nothing = cross[0][0].new_empty(sources * beams, heads, 0, size)
         self.own = [KeysValues(nothing, nothing) for _ in cross]
-        self.length = 0
 
     def next_logits(self, tokens_N: Tensor) -> Tensor:
         """Logits [N, V] in fp32 of the token after these."""
@@ -44,7 +43,7 @@ class Cache:
 
     def position_bias(self) -> Tensor:
         """Of the next position towards itself and those before it, [1, H, 1, R]."""
-        return hide_end(self.bias_1H1L[..., -self.length - 1 :], self.length + 1)
+        return hide_end(self.bias_1H1L[..., -self.own[0].length - 1 :])
 
     def keep(self, sources: Tensor) -> None:
         """Drops every source but these, with all its hypotheses."""
@@ -83,5 +82,4 @@ def _step(model: T5, x_N1D: Tensor, cache: Cache) -> Tensor:
         x_BMD = x_BMD + cross_attention(x_BMD, cache.cross[index], cache.cross_bias_B11S)
         x_N1D = x_BMD.view(x_N1D.shape)
         x_N1D = x_N1D + feed_forward(x_N1D)
-    cache.length += 1
     return model.decoder.final_layer_norm(x_N1D)

@@ -48,9 +48,10 @@ def room(length: int) -> int:
     return -(-length // MORE) * MORE
 
 
-def hide_end(bias_L: Tensor, length: int) -> Tensor:
-    """What is added to the scores of `length` positions, [.., L], widened to their room, whose end is hidden."""
-    return F.pad(bias_L, (0, room(length) - bias_L.shape[-1]), value=torch.finfo(bias_L.dtype).min)
+def hide_end(bias_L: Tensor) -> Tensor:
+    """What is added to the scores of positions, [.., L], widened to their room, whose end is hidden: [.., R]."""
+    length = bias_L.shape[-1]
+    return F.pad(bias_L, (0, room(length) - length), value=torch.finfo(bias_L.dtype).min)
 
 
 def _longer(tensor_NHLE: Tensor) -> Tensor:
