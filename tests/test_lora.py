@@ -12,6 +12,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -389,6 +390,21 @@ def saved_units(dtype: torch.dtype, rate: float) -> float:
 @pytest.mark.parametrize(("rate", "limit"), [(0.0, 1.1), (0.1, 2.2)])
 def test_what_is_kept_for_backward(dtype: torch.dtype, rate: float, limit: float) -> None:
     assert 1.0 <= saved_units(dtype, rate) <= limit
+
+
+def test_few_rows_meet_factors_that_stay_in_fp32() -> None:
+    """A step of generation in bf16: the rank-sized products are not rounded, and q, k and v agree with each alone."""
+    model = Projections().bfloat16()
+    attach(model, LoRASpec(rank=4, alpha=8, rules=["q", "k", "v"]))
+    randomise(model)
+    x = torch.randn(3, INPUTS, dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.q.base.weight.zero_()
+        update = model.q.update()
+        unrounded = F.linear(F.linear(x.float(), update.A) * 2.0, update.B)
+        assert torch.equal(model.q(x), unrounded.bfloat16())
+        together = project(x, [model.q, model.k, model.v])
+        assert all(map(torch.equal, together, model(x)))
 
 
 def test_adapters_are_fp32_on_a_bf16_base() -> None:

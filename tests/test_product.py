@@ -22,6 +22,12 @@ pytestmark = pytest.mark.skipif(not ours.HAS_ONEDNN, reason="PyTorch without one
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' small products count as large ones."""
+    monkeypatch.setattr(ours, "SMALL", 1)
+
+
 def operands(*shape: int, learning: tuple[bool, bool, bool] = (True, True, True)) -> list[Tensor]:
     draw = torch.Generator().manual_seed(0)
     sizes = (*shape, 33), (20, 33), (20,)
@@ -51,6 +57,15 @@ def test_gradients_that_are_views_and_inputs_with_gaps() -> None:
         times(x.transpose(0, 1)[::2], weight, bias).sum().backward()  # the gradient is one number, expanded
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_small_products_are_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To start oneDNN takes longer than they do."""
+    monkeypatch.setattr(ours, "SMALL", 4 * 33 * 20 + 1)
+    given = operands(4)
+    assert torch.equal(linear(*given), F.linear(*given))
+    assert type(linear(*given).grad_fn) is type(F.linear(*given).grad_fn)
+    assert "Product" in type(linear(*operands(5)).grad_fn).__name__
 
 
 def test_a_second_derivative_is_refused() -> None:
@@ -109,6 +124,16 @@ def test_weights_are_laid_out_for_a_while(dtype: torch.dtype) -> None:
         assert all(each.layout is None for each in model)
     torch.testing.assert_close(within, before)
     assert set(model.state_dict()) == {"0.weight", "0.bias", "1.weight"}
+
+
+def test_inside_another_nothing_is_laid_out_again() -> None:
+    model = nn.Sequential(Linear(40, 70))
+    with laid_out(model):
+        once = model[0].layout
+        with laid_out(model):
+            assert model[0].layout is once
+        assert model[0].layout is once
+    assert model[0].layout is None
 
 
 def test_a_large_model_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:

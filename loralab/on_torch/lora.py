@@ -3,9 +3,9 @@
     y = x Wᵀ + s · drop(x) Aᵀ Bᵀ                      Hu et al. 2021, https://arxiv.org/abs/2106.09685
     y = m/‖W + sBA‖ · (x Wᵀ + s · drop(x) Aᵀ Bᵀ)      DoRA; row norms, held constant in backward. Liu et al. 2024, https://arxiv.org/abs/2402.09353
 
-A [r, in] and B [out, r] are kept in fp32 and cast to the input's dtype, never the other way round: a cast of x would be
-a full-width copy. The scale and dropout's 1/(1−p) act on the rank-sized product for the same reason. No forward changes
-a weight.
+A [r, in] and B [out, r] are kept in fp32 and cast to the input's dtype, not the other way round: a cast of x would be a
+full-width copy. (The few rows of a step of generation are cast instead: A and B are larger.) The scale and dropout's
+1/(1−p) act on the rank-sized product for the same reason. No forward changes a weight.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from loralab.on_torch.dropout import keep_mask
 from loralab.on_torch.linear import LINEAR, dense_shape, dense_weight
 from loralab.on_torch.product import linear
 from loralab.spec import LoRASpec
+
+FEW = 32
+"""Rows that are cast to the factors' fp32 on a CPU. Such small products are PyTorch's own: to start oneDNN takes longer."""
 
 
 class Update(nn.Module):
@@ -178,7 +181,8 @@ class AdaptedLinear(Adapted):
 
     def _add(self, x: Tensor, update: Update, small: Tensor) -> Tensor:
         """The base's product and the update's, from its rank-sized half."""
-        y = self.base(x) + linear(small, update.B.to(x.dtype))
+        y = self.base(x)
+        y = y + linear(small, update.B.to(small.dtype)).to(y.dtype)
         if update.magnitude is None:
             return y
         stretch = update.stretch(dense_weight(self.base)).to(y.dtype)
@@ -186,12 +190,20 @@ class AdaptedLinear(Adapted):
 
 
 def down(x: Tensor, updates: Sequence[Update], masks: DropoutMasks, training: bool) -> Tensor:
-    """s · drop(x) Aᵀ for one update, or for several side by side, [..., sum of their ranks]."""
+    """s · drop(x) Aᵀ for one update, or for several side by side, [..., sum of their ranks]; of few rows in fp32."""
     rate = updates[0].dropout if training else 0.0
+    if not rate and _few(x):
+        parts = [linear(x.to(update.A.dtype), update.A) * update.scale for update in updates]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
     A = torch.cat([update.A * (update.scale / (1 - rate)) for update in updates]).to(x.dtype)
     if not rate:
         return linear(x, A)
     return MaskedProduct.apply(x, masks.draw(x, updates), A)
+
+
+def _few(x: Tensor) -> bool:
+    """Whether these are the rows of a step of generation on a CPU."""
+    return not torch.is_grad_enabled() and x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1]
 
 
 class AdaptedEmbedding(Adapted):
