@@ -214,11 +214,12 @@ def _converse(writer: Writer) -> dict[str, Any]:
     """Question and answer in turn, until an empty line or the end of the input."""
     say("Type a text and press Enter; \\n in it is a line break. An empty line or Ctrl-D ends.")
     answers: list[str] = []
-    while text := _ask():
-        numbered = writer.with_seed(writer.decoding.seed + len(answers))  # the same text twice: two draws
-        answers.append(numbered.stream(text, sys.stdout) if writer.streams else numbered.write([text])[0])
-        if not writer.streams:
-            print(answers[-1], flush=True)
+    with writer.engine.writing():
+        while text := _ask():
+            numbered = writer.with_seed(writer.decoding.seed + len(answers))  # the same text twice: two draws
+            answers.append(numbered.stream(text, sys.stdout) if writer.streams else numbered.write([text])[0])
+            if not writer.streams:
+                print(answers[-1], flush=True)
     return {"answers": answers}
 
 

@@ -122,6 +122,9 @@ class Engine(Protocol):
         `on_done` hears how many are done; `on_token` each token as it is written, for a single source and no beam search.
         """
 
+    def writing(self) -> AbstractContextManager[None]:
+        """What `generate` prepares of the weights, which inside do not change, is prepared once for all its calls."""
+
     def save(self, folder: Path, card: dict[str, Any]) -> Path:
         """Writes what was trained below this folder; returns where."""
 

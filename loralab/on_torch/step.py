@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from loralab.on_torch.models.output import IGNORED
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.optimizer import Optimizer, random_state, set_random_state
 from loralab.on_torch.prepare import prepare
+from loralab.on_torch.product import laid_out
 from loralab.on_torch.quantize import quantization
 from loralab.on_torch.stored import load_adapter
 
@@ -275,6 +276,9 @@ class TorchEngine:
     ) -> list[list[int]]:
         stops = Stops(self.tokenizer, decoding.stop) if decoding.stop else None
         return generate_ids(self.model, source_ids, decoding, self.pad_id, on_done, on_token, stops)
+
+    def writing(self) -> AbstractContextManager[None]:
+        return laid_out(self.model)
 
     def save(self, folder: Path, card: dict[str, Any]) -> Path:
         if self.labels is not None:
