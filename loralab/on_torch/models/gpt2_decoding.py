@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loralab.on_torch.attention import attention
+from loralab.on_torch.attention import attention, held
 from loralab.on_torch.models.gpt2 import GPT2, Attention, beside_padding
 from loralab.on_torch.models.written import KeysValues, hide_end
 
@@ -35,7 +35,7 @@ class Cache:
         bias_B11P = torch.zeros_like(real_BS[:, :-1], dtype=model.dtype).masked_fill(~real_BS[:, :-1], least)
         self.bias: Tensor | None = bias_B11P[:, None, None] if hides else None
         """What hides padding: [B, 1, 1, P]."""
-        self.shared: Pairs = [(k.contiguous(), v.contiguous()) for k, v in prompts] if beams > 1 else []
+        self.shared: Pairs = [(held(k.contiguous()), held(v.contiguous())) for k, v in prompts] if beams > 1 else []
         begun = [(_none(k, beams), _none(v, beams)) for k, v in prompts] if beams > 1 else prompts
         self.own = [KeysValues(k, v) for k, v in begun]
 
@@ -86,15 +86,15 @@ def beside_prompt(
 ) -> Tensor:  # fmt: skip
     """[N, H, 1, E]: attention of scaled queries over their prompt and what each wrote itself."""
     prompts, _, prompt_length, _ = k_BHPE.shape
-    q_BHME = _by_prompt(q_NH1E, prompts)
+    q_BHME = _by_prompt(q_NH1E.to(k_BHPE.dtype), prompts)
     on_prompt_BHMP = q_BHME @ k_BHPE.transpose(-1, -2)
     if bias_B11P is not None:
         on_prompt_BHMP = on_prompt_BHMP + bias_B11P
-    on_own_BHMR = _by_prompt(q_NH1E @ k_NHRE.transpose(-1, -2) + bias_111R, prompts)
+    on_own_BHMR = _by_prompt(q_NH1E.to(k_NHRE.dtype) @ k_NHRE.transpose(-1, -2) + bias_111R, prompts)
     weights = torch.softmax(torch.cat([on_prompt_BHMP, on_own_BHMR], -1), -1)
-    from_prompt_BHME = weights[..., :prompt_length] @ v_BHPE
-    from_own_NH1E = _by_hypothesis(weights[..., prompt_length:]) @ v_NHRE
-    return _by_hypothesis(from_prompt_BHME) + from_own_NH1E
+    from_prompt_BHME = weights[..., :prompt_length].to(v_BHPE.dtype) @ v_BHPE
+    from_own_NH1E = _by_hypothesis(weights[..., prompt_length:]).to(v_NHRE.dtype) @ v_NHRE
+    return (_by_hypothesis(from_prompt_BHME) + from_own_NH1E).to(q_NH1E.dtype)
 
 
 def _by_prompt(x_NH1X: Tensor, prompts: int) -> Tensor:
@@ -115,6 +115,8 @@ def _read(model: GPT2, ids_BP: Tensor, mask_BP: Tensor) -> Pairs:
     for block in model.transformer.blocks():
         q, k, v = block.attn.queries_keys_values(block.ln_1(x_BPD))
         pairs.append((k, v))
+        if len(pairs) == model.config.n_layer:
+            break  # what the last block makes of the prompts is read by nobody
         x_BPD = x_BPD + block.attn.out(attention(q, k, v, bias, 0.0, block.attn.scale, causal=bias is None))
         x_BPD = x_BPD + block.mlp(block.ln_2(x_BPD))
     return pairs

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from loralab.on_torch.attention import held
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.models.written import KeysValues, hide_end
 
@@ -66,7 +67,7 @@ def start(model: T5, input_ids: Tensor, attention_mask: Tensor | None, max_lengt
     """Reads the source once and returns the cache from which up to `max_length` tokens can be generated."""
     encoded_BSD, bias_B11S = model.encode(input_ids, attention_mask)
     pairs = [cross.EncDecAttention.keys_values(encoded_BSD) for _, cross, _ in model.decoder.layers()]
-    laid_out = [(k_BHSE.contiguous(), v_BHSE.contiguous()) for k_BHSE, v_BHSE in pairs]  # many steps will read them
+    laid_out = [(held(k_BHSE.contiguous()), held(v_BHSE.contiguous())) for k_BHSE, v_BHSE in pairs]  # for many steps
     positions = torch.arange(max_length, device=input_ids.device)
     return Cache(model, laid_out, bias_B11S, model.decoder.position_bias(positions[-1:], positions), beams)
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loralab.on_torch.attention import held
+
 MORE = 64
 """Positions by which the room grows."""
 
@@ -21,7 +23,7 @@ class KeysValues:
 
     def __init__(self, k_NHLE: Tensor, v_NHLE: Tensor) -> None:
         self.length = k_NHLE.shape[2]
-        self.both = [_longer(k_NHLE), _longer(v_NHLE)]
+        self.both = [_longer(held(k_NHLE)), _longer(held(v_NHLE))]
 
     def append(self, k_NH1E: Tensor, v_NH1E: Tensor) -> tuple[Tensor, Tensor]:
         """Takes in one position; returns all keys and values, [N, H, R, E]."""
