@@ -1,11 +1,11 @@
-"""One training by both engines: a T5 on rows of a data set, the same start, the same batches, AdamW, fp32, no dropout.
+"""One training by both engines: a T5 on rows of a data set, the same start, the same batches, AdamW, no dropout, in fp32 or fp64.
 
     python benchmarks/jax_t5.py MODEL DATA --method lora --rate 1e-3 --steps 200 --out lora
 
-MODEL and DATA are what `model.name` and `data.name` are in a recipe. Prints one object: the losses of both engines, how far apart
-they ever were, and the seconds of a step. With --peers, Transformers' own two ways of computing attention are trained beside
-them with PEFT: how far rounding alone leads. Answers to validation rows, by base and both engines, go to OUT/answers.jsonl for
-`loralab score`.
+MODEL and DATA are what `model.name` and `data.name` are in a recipe. Prints one object: the losses of both engines, how far
+apart they ever were, and the seconds of a step. With --peers, Transformers' own two ways of computing attention are trained
+beside them with PEFT: how far rounding alone leads; with --float64 nearly all rounding is gone. Answers to validation rows,
+by base and both engines, go to OUT/answers.jsonl for `loralab score`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,15 @@ from loralab.schedule import rate_at
 
 def main() -> None:
     options = parse()
+    with jax.enable_x64(options.float64):
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
     recipe = recipe_of(options)
     engine = open_engine(recipe)
+    if options.float64:
+        engine.model.double()
     batches = fixed_batches(recipe, engine, options)
     train_in_jax, write_in_jax = in_jax(engine, recipe, options)
     before = write_in_jax()
@@ -82,7 +89,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--source", type=int, default=256, help="tokens that sources are cut to, and batches padded to")
     parser.add_argument("--target", type=int, default=64, help="the same of targets")
     parser.add_argument("--answers", type=int, default=0, help="validation rows that are answered before and after")
-    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--peers", action="store_true", help="train Transformers with PEFT too, in two ways")
+    parser.add_argument("--float64", action="store_true", help="weights, products and optimizers in fp64")
     parser.add_argument("--out", type=Path, default=Path("jax-t5"))
     return parser.parse_args()
 
@@ -131,16 +139,21 @@ def in_jax(
     engine: TorchEngine, recipe: Recipe, options: argparse.Namespace
 ) -> tuple[Callable[[Batch, int], float], Callable[[], list[str]]]:
     """A step, and answers of what is trained so far. Starts where the other engine starts, through an adapter's folder."""
-    model, base = load_weights(model_folder(recipe.model.name), np.dtype("float32"))
+    dtype = np.dtype("float64" if options.float64 else "float32")
+    model, base = load_weights(model_folder(recipe.model.name), dtype)
     spec, trained = recipe.lora.model_copy(update={"disabled": True}), base
     if engine.adapter is not None:
         engine.adapter.save(options.out / "start")
         spec, trained = load_adapter(options.out / "start", model, base)
+        trained = jax.tree.map(lambda array: array.astype(dtype), trained)
     adapted = adapt(spec, model.token_losses, base)
     if engine.adapter is None:
         trained = adapted.start(base)
-    schedule = optax.linear_schedule(options.rate, 0.0, options.steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
+
+    def schedule(count: Any) -> Any:  # optax.linear_schedule computes in fp32
+        return options.rate * (1 - count.astype(dtype) / options.steps)
+
+    optimizer = optax.chain(shortened(1.0), optax.adamw(schedule, weight_decay=0.0))
 
     def mean_loss(trained: Any, base: Any, ids: Any, mask: Any, labels: Any) -> Any:
         return adapted(base, trained, ids, mask, labels).sum() / (labels != -100).sum()
@@ -167,6 +180,16 @@ def in_jax(
     return train, write
 
 
+def shortened(length: float) -> optax.GradientTransformation:
+    """optax.clip_by_global_norm with the 1e-6 that PyTorch's clip_grad_norm_ adds to the gradient's length."""
+
+    def update(gradient: Any, state: Any, trained: Any = None) -> Any:
+        factor = jax.numpy.minimum(1.0, length / (optax.tree.norm(gradient) + 1e-6))
+        return jax.tree.map(lambda array: array * factor, gradient), state
+
+    return optax.GradientTransformation(lambda trained: optax.EmptyState(), update)
+
+
 def sources_of(recipe: Recipe, engine: TorchEngine, options: argparse.Namespace) -> list[list[int]]:
     """Of the first validation rows."""
     texts = [row.source for row in read_split(recipe.data, "validation").examples[: options.answers]]
@@ -190,7 +213,10 @@ class Peer:
 
         self.recipe, self.steps = recipe, steps
         self.model: Any = T5ForConditionalGeneration.from_pretrained(
-            model_folder(recipe.model.name), dtype=torch.float32, attn_implementation=attention, dropout_rate=0.0
+            model_folder(recipe.model.name),
+            dtype=next(engine.model.parameters()).dtype,
+            attn_implementation=attention,
+            dropout_rate=0.0,
         )
         if engine.adapter is not None:
             config = LoraConfig(r=8, lora_alpha=16, target_modules=["q", "k", "v", "o"], task_type="SEQ_2_SEQ_LM")

@@ -38,7 +38,7 @@ class Optimizer:
         """`twins`: those of the parameters that learn at `lora_plus_ratio` times the rate. `embeddings`: those that no decay touches,
         beside biases and norms."""
         self.parameters = list(parameters)
-        self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.parameters]
+        self.masters = [p if p.dtype.itemsize >= 4 else nn.Parameter(p.detach().float()) for p in self.parameters]
         self.max_grad_norm = settings.max_grad_norm
         faster = {id(twin) for twin in twins}
         self.scale_parameter = settings.scale_parameter

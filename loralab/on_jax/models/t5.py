@@ -38,6 +38,7 @@ from loralab.on_jax.models.t5_layers import (
     relative_buckets,
     rms_norm,
     self_attention_layer,
+    wide,
 )
 
 
@@ -123,13 +124,13 @@ class T5:
         return jnp.where(shifted_BT == IGNORED, self.config.pad_token_id, shifted_BT)
 
     def position_bias(self, stack: Params, bidirectional: bool, length: int) -> Array:
-        """[1, H, L, L] in fp32, from each of so many positions to each; the first block holds the table for all."""
+        """[1, H, L, L] in fp32 or better, from each of so many positions to each; the first block holds the table for all."""
         buckets = relative_buckets(np.arange(1 - length, length), bidirectional, self.config)
         table = stack["block"]["0"]["layer"]["0"]["SelfAttention"]["relative_attention_bias"]["embedding"]
         by_distance = table[buckets]
         positions_L = jnp.arange(length)
         bias_LLH = by_distance[positions_L[None, :] - positions_L[:, None] + length - 1]
-        return jnp.moveaxis(bias_LLH, -1, 0)[None].astype(jnp.float32)
+        return jnp.moveaxis(bias_LLH, -1, 0)[None].astype(wide(table))
 
     def causal_bias(self, stack: Params, length: int) -> Array:
         """[1, H, L, L]: the decoder's position biases, with the future hidden."""

@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
         self.epsilon = config.layer_norm_epsilon
 
     def forward(self, x_D: Tensor) -> Tensor:
-        normed_D = F.rms_norm(x_D.float(), x_D.shape[-1:], eps=self.epsilon)
+        normed_D = F.rms_norm(x_D.to(torch.promote_types(x_D.dtype, torch.float32)), x_D.shape[-1:], eps=self.epsilon)
         return self.weight * normed_D.to(x_D.dtype)
 
 
