@@ -25,6 +25,7 @@ from loralab.data.stopping import certain, cut
 from loralab.data.texts import OUT_FORMATS, Texts, read_stdin, read_texts
 from loralab.errors import DataError, UserError, nearest
 from loralab.evaluate import after_shots
+from loralab.extras import check_extras
 from loralab.material import read_training_rows
 from loralab.progress import Progress, say
 from loralab.run import find_trained, write_text
@@ -95,6 +96,7 @@ def answer(
     at_terminal = not (question.texts or question.input or question.sample) and sys.stdin.isatty()
     texts = [] if at_terminal or question.input or question.sample else _given_texts(question)
     recipe, saved = find_trained(trained, overrides, base, NO_DATA)
+    check_extras(recipe)
     if question.seed is not None and question.sample is None and not recipe.evaluation.sample:
         raise UserError(
             "--seed changes nothing: nothing is drawn. Add --top-p, evaluation.sample=true or --sample SPLIT."

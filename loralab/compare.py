@@ -40,6 +40,7 @@ from loralab.evaluate import (
     stack,
     text_floors,
 )
+from loralab.extras import check_extras
 from loralab.forgetting import read_forgotten, read_held_out
 from loralab.labels import Labels
 from loralab.material import describe_rows, read_training_rows
@@ -89,6 +90,8 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
     elif out is None or not (out / RECIPE).exists():
         raise RecipeError("There is nothing to resume: give the folder, as in `loralab compare runs/NAME --resume`.")
     plan_runs(recipe, out or Path(recipe.name))  # mistakes show here, before anything is written
+    for variant in map(recipe.variant, recipe.variants):
+        check_extras(variant)
     _check_columns(recipe)
     rows = read_evaluation_rows(recipe)  # a missing split or column is found here, not after an hour
     training_rows = [read_training_rows(recipe)]

@@ -9,7 +9,6 @@ that is gone on with tells its tracker everything up to its checkpoint again, an
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from loralab.config import Recipe
-from loralab.errors import MissingExtra, RunError
+from loralab.errors import RunError
 from loralab.progress import say
 from loralab.run import recipe_tree, write_text
 
@@ -61,13 +60,6 @@ class Trackers:
         """Tells each of them."""
         for tracker in self.trackers:
             tracker.log(step, values, time.time())
-
-
-def check_installed(names: Sequence[str]) -> None:
-    """Raises MissingExtra where the library of a tracker is not installed."""
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise MissingExtra(name, name)
 
 
 @contextmanager

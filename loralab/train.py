@@ -20,6 +20,7 @@ from loralab.data.mixture import Mixture, Trained
 from loralab.engine import Engine, Proof, open_engine
 from loralab.errors import RunError, Stopped, UserError
 from loralab.evaluate import evaluate, text_floors
+from loralab.extras import check_extras
 from loralab.forgetting import measure_after, measure_before
 from loralab.loop import Course, plan_steps, run_steps
 from loralab.material import (
@@ -48,7 +49,6 @@ from loralab.run import (
     write_recipe,
 )
 from loralab.scratch import check_sizes, new_base, remove_base
-from loralab.trackers import check_installed
 from loralab.validation import Validator, best_of, make_validator
 from loralab.written_on import check_room
 
@@ -73,7 +73,7 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
             return out, read_record(out)
     else:
         check_free(out)
-    check_installed(recipe.training.trackers)
+    check_extras(recipe)
     check_sizes(recipe)
     denoise.check_lengths(recipe.data)
     material = read_material(recipe)  # first, so that a missing split or column is found before an hour of training

@@ -12,6 +12,7 @@ from loralab.data.encode import check_lengths, resolve_lengths
 from loralab.engine import Engine, load_engine, merge, open_engine
 from loralab.errors import UserError
 from loralab.evaluate import encode_asked, evaluate, read_evaluation_rows
+from loralab.extras import check_extras
 from loralab.material import describe_rows, read_training_rows
 from loralab.progress import say
 from loralab.run import find_trained, new_folder, size_on_disk
@@ -23,6 +24,7 @@ NO_DATA = "none"  # the name of the data where there are no rows
 def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dict[str, Any]:
     """Scores a finished run or an adapter; the row of a table."""
     recipe, saved = find_trained(trained, overrides, base)
+    check_extras(recipe)
     rows = read_evaluation_rows(recipe)
     engine = open_trained(recipe, saved)
     if engine.labels is not None:

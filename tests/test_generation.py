@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import CPU, LAYOUTS, end_with, make_t5, ours, theirs
+from tiny import CPU, LAYOUTS, end_with, make_gpt2, make_t5, ours, theirs
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from loralab import LoRASpec, UserError, attach, generate, load_model
 from loralab.decoding import Decoding
+from loralab.on_torch import attention
+from loralab.on_torch.decode import begin
 from loralab.on_torch.generate import generate_ids, pad
+from loralab.on_torch.load import load_weights
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.models.t5_decoding import start
 
@@ -170,6 +173,33 @@ def test_steps_with_beams_equal_one_pass_over_the_whole_target(tmp_path: Path) -
     stepwise = torch.stack([cache.next_logits(targets[:, step]) for step in range(steps)], 1)
     repeated: tuple[Tensor, Tensor] = (ids.repeat_interleave(beams, 0), mask.repeat_interleave(beams, 0))
     torch.testing.assert_close(stepwise, model(*repeated, decoder_input_ids=targets).logits)
+
+
+@pytest.mark.parametrize("in_cache", [0, 2**19], ids=["keys in bf16", "keys in fp32"])
+@pytest.mark.parametrize("beams", [1, 4, 10])
+@pytest.mark.parametrize("make", [make_t5, make_gpt2])
+def test_steps_in_bf16(make: Any, beams: int, in_cache: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever dtype keys are kept in, and with more beams than count as few: as near to fp32 as the forward in bf16 is."""
+    monkeypatch.setattr(attention, "IN_CACHE", in_cache)
+    folder, steps = make(tmp_path / "model"), 5
+    models = [load_weights(folder, dtype, CPU).eval() for dtype in (torch.float32, torch.bfloat16)]
+    sources = random_sources(2, 97)
+    ids, mask = pad(sources, 0, CPU, "right" if make is make_t5 else "left")
+    targets = torch.randint(2, 97, (2 * beams, steps))
+    repeated = ids.repeat_interleave(beams, 0), mask.repeat_interleave(beams, 0)
+
+    def in_one_pass(model: Any) -> Tensor:
+        if make is make_t5:
+            return model(*repeated, decoder_input_ids=targets).logits.float()
+        whole = torch.cat([repeated[0][:, :-1], targets], 1)
+        real = torch.cat([repeated[1][:, :-1], torch.ones_like(targets)], 1)
+        return model(whole, real).logits[:, -steps:].float()
+
+    with torch.no_grad():
+        exact, rounded = map(in_one_pass, models)
+        memory = begin(models[1], ids, mask, steps, beams)
+        stepwise = torch.stack([memory.next_logits(targets[:, step]) for step in range(steps)], 1)
+    assert (stepwise - exact).norm() < 1.5 * (rounded - exact).norm()
 
 
 @pytest.mark.parametrize("settings", [{}, {"beams": 4}, {"sample": True, "top_p": 0.9}], ids=str)

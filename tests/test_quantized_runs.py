@@ -127,6 +127,7 @@ def test_without_bitsandbytes_no_run_begins(recipe: Recipe, tmp_path: Path, monk
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
-    with pytest.raises(MissingExtra, match=r"loralab\[quantize\]"):
-        train(recipe, tmp_path / "run")
+    no_rows = recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": str(tmp_path / "none")})})
+    with pytest.raises(MissingExtra, match=r"loralab\[quantize\]"):  # not that there are no rows: it comes first
+        train(no_rows, tmp_path / "run")
     assert not (tmp_path / "run").exists()

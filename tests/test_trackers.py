@@ -16,9 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from loralab.config import Recipe
 from loralab.errors import MissingExtra, RunError
+from loralab.extras import check_extras
 from loralab.recipe_file import load_recipe
 from loralab.run import recipe_tree
-from loralab.trackers import check_installed, eval_values, open_trackers, train_values
+from loralab.trackers import eval_values, open_trackers, train_values
 
 STEPS = [
     {"step": step, "loss": 4 / step, "learning_rate": 1e-3 / step, "grad_norm": 1.5, "tokens": 100 * step,
@@ -144,4 +145,4 @@ def test_without_an_account_it_says_what_to_do(
 def test_an_extra_that_is_missing_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda library: None if library == name else object())
     with pytest.raises(MissingExtra, match=rf"{name} is not installed.*pip install 'loralab\[{name}\]'"):
-        check_installed(["tensorboard", "wandb"])
+        check_extras(load_recipe("quickstart", ["training.trackers=[tensorboard, wandb]"]))

@@ -29,7 +29,7 @@ def attention(
     """[B, H, Q, E] in the dtype of q. `rate` of the weights are dropped. `causal`, in the place of a bias: no query sees the
     keys behind it."""
     assert not causal or (bias_BHQK is None and q_BHQE.shape[2] == k_BHKE.shape[2])
-    on_cpu, few = q_BHQE.device.type == "cpu", q_BHQE.shape[2] <= FEW
+    on_cpu, few = q_BHQE.device.type == "cpu", q_BHQE.shape[2] <= FEW or q_BHQE.dtype != k_BHKE.dtype
     if not (on_cpu and (rate or few)):
         return F.scaled_dot_product_attention(
             q_BHQE, k_BHKE, v_BHKE, bias_BHQK, dropout_p=rate, is_causal=causal, scale=scale
@@ -47,4 +47,4 @@ def attention(
 def held(keys_BHKE: Tensor) -> Tensor:
     """Keys or values in the dtype in which single queries meet them fastest: on a CPU fp32, as long as they are few."""
     few = keys_BHKE.device.type == "cpu" and keys_BHKE.numel() <= IN_CACHE
-    return keys_BHKE.float() if few else keys_BHKE
+    return keys_BHKE.to(torch.promote_types(keys_BHKE.dtype, torch.float32)) if few else keys_BHKE

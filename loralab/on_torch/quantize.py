@@ -12,7 +12,6 @@ product rounds them to 8 bits too. Output embeddings, task heads and embeddings 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from loralab import extras
 from loralab.errors import MissingExtra, ModelError
 from loralab.fingerprint import sampled_positions, spread
 from loralab.on_torch.base import describe_modules, is_turned, packing, plain_modules
@@ -255,8 +255,7 @@ def _apart(model: nn.Module, then: str | None, names: Sequence[str]) -> float:
 
 def check_installed(kind: str, device: torch.device) -> None:
     """Raises MissingExtra where there is no bitsandbytes, and ModelError, in one line, where it does not work on the device."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtra("bitsandbytes", "quantize")
+    extras.check_installed("bitsandbytes", "quantize")
     # It says at import which further kernels it lacks, and how its library failed; the latter is said below.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     try:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loralab.on_torch.attention import attention, held
 from loralab.on_torch.models.gpt2 import GPT2, Attention, beside_padding
-from loralab.on_torch.models.written import KeysValues, hide_end
+from loralab.on_torch.models.written import KeysValues, hide_end, hypotheses_of
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -67,7 +67,7 @@ class Cache:
 
     def keep(self, sources: Tensor) -> None:
         """Drops every prompt but these, with all its hypotheses."""
-        hypotheses = torch.arange(len(self.positions_N), device=sources.device).view(-1, self.beams)[sources].flatten()
+        hypotheses = hypotheses_of(sources, len(self.positions_N), self.beams)
         for each in self.own:
             each.keep(hypotheses)
         self.positions_N = self.positions_N[hypotheses]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loralab.on_torch.attention import held
 from loralab.on_torch.models.t5 import T5
-from loralab.on_torch.models.written import KeysValues, hide_end
+from loralab.on_torch.models.written import KeysValues, hide_end, hypotheses_of
 
 
 class Cache:
@@ -51,9 +51,7 @@ class Cache:
         self.cross = [(k[sources], v[sources]) for k, v in self.cross]
         if self.cross_bias_B11S is not None:
             self.cross_bias_B11S = self.cross_bias_B11S[sources]
-        hypotheses = (
-            torch.arange(len(self.own[0].both[0]), device=sources.device).view(-1, self.beams)[sources].flatten()
-        )
+        hypotheses = hypotheses_of(sources, len(self.own[0].both[0]), self.beams)
         for each in self.own:
             each.keep(hypotheses)
 

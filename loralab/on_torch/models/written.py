@@ -23,7 +23,7 @@ class KeysValues:
 
     def __init__(self, k_NHLE: Tensor, v_NHLE: Tensor) -> None:
         self.length = k_NHLE.shape[2]
-        self.both = [_longer(held(k_NHLE)), _longer(held(v_NHLE))]
+        self.both = [held(_longer(k_NHLE)), held(_longer(v_NHLE))]
 
     def append(self, k_NH1E: Tensor, v_NH1E: Tensor) -> tuple[Tensor, Tensor]:
         """Takes in one position; returns all keys and values, [N, H, R, E]."""
@@ -43,6 +43,11 @@ class KeysValues:
         """Puts at each place the row of this number, [N]."""
         for tensor in self.both:
             tensor[:, :, : self.length] = tensor[:, :, : self.length].index_select(0, rows)
+
+
+def hypotheses_of(sources: Tensor, of: int, beams: int) -> Tensor:
+    """The numbers of these sources' hypotheses, of which there are `of` in all and `beams` of each source."""
+    return torch.arange(of, device=sources.device).view(-1, beams)[sources].flatten()
 
 
 def room(length: int) -> int:
