@@ -17,6 +17,7 @@ Each message says what was got, what was expected, and what to do. A broken prom
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,12 @@ class MissingExtra(LoralabError, ImportError):
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f"{library} is not installed. It comes with an extra: pip install 'loralab[{extra}]'")
+
+
+def check_installed(library: str, extra: str) -> None:
+    """Raises MissingExtra where there is no such library."""
+    if importlib.util.find_spec(library) is None:
+        raise MissingExtra(library, extra)
 
 
 @contextmanager

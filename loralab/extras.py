@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 from loralab.config import Recipe
-from loralab.errors import MissingExtra
+from loralab.errors import check_installed
 
 
 def check_extras(recipe: Recipe) -> None:
     """Raises MissingExtra where a library is not installed that the recipe's model or its trackers need."""
     for library, extra in _needed(recipe):
         check_installed(library, extra)
-
-
-def check_installed(library: str, extra: str) -> None:
-    """Raises MissingExtra where there is no such library."""
-    if importlib.util.find_spec(library) is None:
-        raise MissingExtra(library, extra)
 
 
 def _needed(recipe: Recipe) -> Iterator[tuple[str, str]]:

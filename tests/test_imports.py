@@ -35,6 +35,7 @@ LAYERS: tuple[set[str], ...] = (
         "decoding",
         "config",
         "recipe_file",
+        "extras",
         "metrics",
         "embedded",
     },

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loralab import extras
+from loralab import errors
 from loralab.errors import MissingExtra, ModelError
 from loralab.fingerprint import sampled_positions, spread
 from loralab.on_torch.base import describe_modules, is_turned, packing, plain_modules
@@ -255,7 +255,7 @@ def _apart(model: nn.Module, then: str | None, names: Sequence[str]) -> float:
 
 def check_installed(kind: str, device: torch.device) -> None:
     """Raises MissingExtra where there is no bitsandbytes, and ModelError, in one line, where it does not work on the device."""
-    extras.check_installed("bitsandbytes", "quantize")
+    errors.check_installed("bitsandbytes", "quantize")
     # It says at import which further kernels it lacks, and how its library failed; the latter is said below.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     try:
