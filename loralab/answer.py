@@ -96,7 +96,7 @@ def answer(
     at_terminal = not (question.texts or question.input or question.sample) and sys.stdin.isatty()
     texts = [] if at_terminal or question.input or question.sample else _given_texts(question)
     recipe, saved = find_trained(trained, overrides, base, NO_DATA)
-    check_extras(recipe)
+    check_extras(recipe, trains=False)
     if question.seed is not None and question.sample is None and not recipe.evaluation.sample:
         raise UserError(
             "--seed changes nothing: nothing is drawn. Add --top-p, evaluation.sample=true or --sample SPLIT."

@@ -91,7 +91,7 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
         raise RecipeError("There is nothing to resume: give the folder, as in `loralab compare runs/NAME --resume`.")
     plan_runs(recipe, out or Path(recipe.name))  # mistakes show here, before anything is written
     for variant in map(recipe.variant, recipe.variants):
-        check_extras(variant)
+        check_extras(variant, trains=True)
     _check_columns(recipe)
     rows = read_evaluation_rows(recipe)  # a missing split or column is found here, not after an hour
     training_rows = [read_training_rows(recipe)]

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from loralab.config import Recipe
 from loralab.errors import check_installed
 
 
-def check_extras(recipe: Recipe) -> None:
-    """Raises MissingExtra where a library is not installed that the recipe's model or its trackers need."""
-    for library, extra in _needed(recipe):
-        check_installed(library, extra)
-
-
-def _needed(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """(library, the extra that brings it)."""
+def check_extras(recipe: Recipe, trains: bool) -> None:
+    """Raises MissingExtra where a library is not installed that the recipe's model needs, or, where it `trains`, its trackers."""
     if recipe.model.quantize:
-        yield "bitsandbytes", "quantize"
-    for tracker in recipe.training.trackers:
-        yield tracker, tracker
+        check_installed("bitsandbytes", "quantize")
+    for tracker in recipe.training.trackers if trains else ():
+        check_installed(tracker, tracker)

@@ -73,7 +73,7 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
             return out, read_record(out)
     else:
         check_free(out)
-    check_extras(recipe)
+    check_extras(recipe, trains=True)
     check_sizes(recipe)
     denoise.check_lengths(recipe.data)
     material = read_material(recipe)  # first, so that a missing split or column is found before an hour of training

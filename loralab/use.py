@@ -24,7 +24,7 @@ NO_DATA = "none"  # the name of the data where there are no rows
 def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dict[str, Any]:
     """Scores a finished run or an adapter; the row of a table."""
     recipe, saved = find_trained(trained, overrides, base)
-    check_extras(recipe)
+    check_extras(recipe, trains=False)
     rows = read_evaluation_rows(recipe)
     engine = open_trained(recipe, saved)
     if engine.labels is not None:

@@ -144,5 +144,7 @@ def test_without_an_account_it_says_what_to_do(
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_an_extra_that_is_missing_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda library: None if library == name else object())
+    recipe = load_recipe("quickstart", ["training.trackers=[tensorboard, wandb]"])
     with pytest.raises(MissingExtra, match=rf"{name} is not installed.*pip install 'loralab\[{name}\]'"):
-        check_extras(load_recipe("quickstart", ["training.trackers=[tensorboard, wandb]"]))
+        check_extras(recipe, trains=True)
+    check_extras(recipe, trains=False)  # a finished run is scored and asked without

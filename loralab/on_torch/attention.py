@@ -29,7 +29,8 @@ def attention(
     """[B, H, Q, E] in the dtype of q. `rate` of the weights are dropped. `causal`, in the place of a bias: no query sees the
     keys behind it."""
     assert not causal or (bias_BHQK is None and q_BHQE.shape[2] == k_BHKE.shape[2])
-    on_cpu, few = q_BHQE.device.type == "cpu", q_BHQE.shape[2] <= FEW or q_BHQE.dtype != k_BHKE.dtype
+    on_cpu = q_BHQE.device.type == "cpu"
+    few = q_BHQE.shape[2] <= FEW or q_BHQE.dtype != k_BHKE.dtype  # PyTorch's kernel takes no keys that are `held`
     if not (on_cpu and (rate or few)):
         return F.scaled_dot_product_attention(
             q_BHQE, k_BHKE, v_BHKE, bias_BHQK, dropout_p=rate, is_causal=causal, scale=scale

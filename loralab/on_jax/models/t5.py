@@ -38,7 +38,6 @@ from loralab.on_jax.models.t5_layers import (
     relative_buckets,
     rms_norm,
     self_attention_layer,
-    wide,
 )
 
 
@@ -130,7 +129,7 @@ class T5:
         by_distance = table[buckets]
         positions_L = jnp.arange(length)
         bias_LLH = by_distance[positions_L[None, :] - positions_L[:, None] + length - 1]
-        return jnp.moveaxis(bias_LLH, -1, 0)[None].astype(wide(table))
+        return jnp.moveaxis(bias_LLH, -1, 0)[None].astype(jnp.promote_types(table.dtype, jnp.float32))
 
     def causal_bias(self, stack: Params, length: int) -> Array:
         """[1, H, L, L]: the decoder's position biases, with the future hidden."""

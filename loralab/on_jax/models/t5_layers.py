@@ -33,14 +33,9 @@ class Dropout:
         return x if self.masks is None else self.masks.drop(x) / (1 - self.rate)
 
 
-def wide(x: Array) -> Any:
-    """The dtype of sums over x: its own, at least fp32."""
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
 def rms_norm(params: Params, x_D: Array, epsilon: float) -> Array:
     """x / rms(x) · weight, statistics in fp32 or better."""
-    wide_D = x_D.astype(wide(x_D))
+    wide_D = x_D.astype(jnp.promote_types(x_D.dtype, jnp.float32))
     normed_D = wide_D * jax.lax.rsqrt(jnp.square(wide_D).mean(-1, keepdims=True) + epsilon)
     return params["weight"].astype(x_D.dtype) * normed_D.astype(x_D.dtype)
 
@@ -66,7 +61,8 @@ def attend(
     params: Params, q_BHQE: Array, k_BHKE: Array, v_BHKE: Array, bias_BHQK: Array | None, dropout: Dropout
 ) -> Array:
     """softmax(q kᵀ + bias) v, then the output's product; [B, Q, D]. Scores and softmax in fp32 or better."""
-    scores_BHQK = jnp.einsum("bhqe,bhke->bhqk", q_BHQE, k_BHKE, preferred_element_type=wide(q_BHQE))
+    dtype = jnp.promote_types(q_BHQE.dtype, jnp.float32)
+    scores_BHQK = jnp.einsum("bhqe,bhke->bhqk", q_BHQE, k_BHKE, preferred_element_type=dtype)
     if bias_BHQK is not None:
         scores_BHQK = scores_BHQK + bias_BHQK
     weights_BHQK = dropout(jax.nn.softmax(scores_BHQK, axis=-1).astype(v_BHKE.dtype))
