@@ -18,10 +18,10 @@ from transformers import T5ForConditionalGeneration
 
 from loralab import LoRASpec, UserError, attach, generate, load_model
 from loralab.decoding import Decoding
-from loralab.on_torch import attention
 from loralab.on_torch.decode import begin
 from loralab.on_torch.generate import generate_ids, pad
 from loralab.on_torch.load import load_weights
+from loralab.on_torch.models import written
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.models.t5_decoding import start
 
@@ -155,13 +155,13 @@ def test_the_sources_keys_and_values_are_never_copied_for_a_beam(tmp_path: Path)
     model = ours(make_t5(tmp_path / "t5"))
     ids, mask = pad(random_sources(3), 0, CPU)
     cache = start(model, ids, mask, 6, beams=4)
-    before = [tensor.data_ptr() for pair in cache.cross for tensor in pair]
-    assert all(len(tensor) == 3 for pair in cache.cross for tensor in pair)
-    assert all(len(tensor) == 12 for each in cache.own for tensor in each.both)
+    before = [tensor.data_ptr() for each in cache.cross for tensor in (each.keys, each.values)]
+    assert all(len(tensor) == 3 for each in cache.cross for tensor in (each.keys, each.values))
+    assert all(len(tensor) == 12 for each in cache.own for tensor in (each.keys, each.values))
     for _ in range(3):
         assert cache.next_logits(torch.randint(2, 120, (12,))).shape == (12, 120)
         cache.reorder(torch.randint(0, 4, (12,)) + torch.arange(3).repeat_interleave(4) * 4)
-    assert before == [tensor.data_ptr() for pair in cache.cross for tensor in pair]
+    assert before == [tensor.data_ptr() for each in cache.cross for tensor in (each.keys, each.values)]
 
 
 def test_steps_with_beams_equal_one_pass_over_the_whole_target(tmp_path: Path) -> None:
@@ -175,12 +175,12 @@ def test_steps_with_beams_equal_one_pass_over_the_whole_target(tmp_path: Path) -
     torch.testing.assert_close(stepwise, model(*repeated, decoder_input_ids=targets).logits)
 
 
-@pytest.mark.parametrize("in_cache", [0, 2**19], ids=["keys in bf16", "keys in fp32"])
+@pytest.mark.parametrize("bags", [True, False], ids=["by bags", "by products"])
 @pytest.mark.parametrize("beams", [1, 4, 10])
 @pytest.mark.parametrize("make", [make_t5, make_gpt2])
-def test_steps_in_bf16(make: Any, beams: int, in_cache: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever dtype keys are kept in, and with more beams than count as few: as near to fp32 as the forward in bf16 is."""
-    monkeypatch.setattr(attention, "IN_CACHE", in_cache)
+def test_steps_in_bf16(make: Any, beams: int, bags: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As near to fp32 as the forward in bf16 is."""
+    monkeypatch.setattr(written, "BAGS", bags)
     folder, steps = make(tmp_path / "model"), 5
     models = [load_weights(folder, dtype, CPU).eval() for dtype in (torch.float32, torch.bfloat16)]
     sources = random_sources(2, 97)

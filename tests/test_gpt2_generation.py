@@ -125,8 +125,8 @@ def test_a_row_is_answered_the_same_in_any_company(
 
 def test_a_prompts_keys_and_values_are_never_copied_for_a_beam(models: tuple[GPT2, GPT2LMHeadModel]) -> None:
     memory: Any = begin(models[0], *pad(prompts(3), 0, CPU, "left"), 6, beams=4)
-    assert all(tensor.shape == (3, 4, 6, 8) for pair in memory.shared for tensor in pair), "6 of the 7 tokens"
-    assert all(tensor.shape == (12, 4, 64, 8) for each in memory.own for tensor in each.both), "only what is written"
+    assert all(each.values.shape == (3, 4, 6, 8) for each in memory.shared), "6 of the 7 tokens"
+    assert all(each.values.shape == (12, 4, 64, 8) for each in memory.own), "only what is written"
 
 
 @pytest.mark.parametrize("settings", [{}, {"beams": 4}], ids=str)

@@ -77,7 +77,7 @@ def decode(
         place = begun + step
         logits = memory.next_logits(written[open_rows, place - 1])
         logits = penalised(logits, written[open_rows, :place], decoding.repetition_penalty)
-        tokens = logits.argmax(-1) if draws is None else draws(logits, open_rows, step)
+        tokens = likeliest(logits) if draws is None else draws(logits, open_rows, step)
         written[open_rows, place] = tokens.masked_fill(ended, end)
         ended |= torch.isin(tokens, ends)
         if on_token is not None and not ended[0]:
@@ -91,3 +91,8 @@ def decode(
             memory.keep(~ended)
             open_rows, ended = open_rows[~ended], ended[~ended]
     return [until(row, model.ends) for row in written[:, begun:].tolist()]
+
+
+def likeliest(logits_NV: Tensor) -> Tensor:
+    """The first of the likeliest tokens, [N]. On a CPU by NumPy, which takes a tenth of PyTorch's time."""
+    return torch.from_numpy(logits_NV.numpy().argmax(-1)) if logits_NV.device.type == "cpu" else logits_NV.argmax(-1)

@@ -9,15 +9,15 @@ Shapes:  B prompts   M hypotheses of each   N = B·M, all of them   P tokens of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loralab.on_torch.attention import attention, held
+from loralab.on_torch.attention import attention
 from loralab.on_torch.models.gpt2 import GPT2, Attention, beside_padding
 from loralab.on_torch.models.written import KeysValues, hide_end, hypotheses_of
-
-Pairs = list[tuple[Tensor, Tensor]]
 
 
 class Cache:
@@ -35,9 +35,13 @@ class Cache:
         bias_B11P = torch.zeros_like(real_BS[:, :-1], dtype=model.dtype).masked_fill(~real_BS[:, :-1], least)
         self.bias: Tensor | None = bias_B11P[:, None, None] if hides else None
         """What hides padding: [B, 1, 1, P]."""
-        self.shared: Pairs = [(held(k.contiguous()), held(v.contiguous())) for k, v in prompts] if beams > 1 else []
-        begun = [(_none(k, beams), _none(v, beams)) for k, v in prompts] if beams > 1 else prompts
-        self.own = [KeysValues(k, v) for k, v in begun]
+        self.shared: list[KeysValues] = []
+        self.own: list[KeysValues] = []
+        for k_BHPE, v_BHPE in prompts:
+            if beams > 1:
+                self.shared.append(KeysValues(k_BHPE, v_BHPE, grows=False))
+                k_BHPE, v_BHPE = _none(k_BHPE, beams), _none(v_BHPE, beams)
+            self.own.append(KeysValues(k_BHPE, v_BHPE))
 
     def next_logits(self, tokens_N: Tensor) -> Tensor:
         """Logits [N, V] in fp32 of the token after these."""
@@ -46,7 +50,8 @@ class Cache:
         bias = self._bias(x_N1D)
         for index, block in enumerate(transformer.blocks()):
             q, k, v = block.attn.queries_keys_values(block.ln_1(x_N1D))
-            x_N1D = x_N1D + block.attn.out(self._mixed(index, block.attn, q, k, v, bias))
+            self.own[index].append(k, v)
+            x_N1D = x_N1D + block.attn.out(self._mixed(index, q * block.attn.scale, bias))
             x_N1D = x_N1D + block.mlp(block.ln_2(x_N1D))
         self.positions_N = self.positions_N + 1
         return self.model.logits(transformer.ln_f(x_N1D[:, 0])).float()
@@ -58,20 +63,20 @@ class Cache:
             bias = F.pad(self.bias, (0, bias.shape[-1] - self.bias.shape[-1]))
         return hide_end(bias)
 
-    def _mixed(self, index: int, layer: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    def _mixed(self, index: int, q_NH1E: Tensor, bias: Tensor) -> Tensor:
         """What the next position takes from itself and all before it, [N, H, 1, E]."""
-        k_NHRE, v_NHRE = self.own[index].append(k, v)
         if self.shared:
-            return beside_prompt(q * layer.scale, *self.shared[index], k_NHRE, v_NHRE, self.bias, bias)
-        return attention(q, k_NHRE, v_NHRE, bias, 0.0, layer.scale)
+            return beside_prompt(q_NH1E, self.shared[index], self.own[index], self.bias, bias)
+        return self.own[index].attend(q_NH1E, bias)
 
     def keep(self, sources: Tensor) -> None:
         """Drops every prompt but these, with all its hypotheses."""
         hypotheses = hypotheses_of(sources, len(self.positions_N), self.beams)
         for each in self.own:
             each.keep(hypotheses)
+        for each in self.shared:
+            each.keep(sources)
         self.positions_N = self.positions_N[hypotheses]
-        self.shared = [(k[sources], v[sources]) for k, v in self.shared]
         self.bias = None if self.bias is None else self.bias[sources]
 
     def reorder(self, hypotheses: Tensor) -> None:
@@ -81,20 +86,16 @@ class Cache:
 
 
 def beside_prompt(
-    q_NH1E: Tensor, k_BHPE: Tensor, v_BHPE: Tensor, k_NHRE: Tensor, v_NHRE: Tensor,
-    bias_B11P: Tensor | None, bias_111R: Tensor,
-) -> Tensor:  # fmt: skip
+    q_NH1E: Tensor, prompt: KeysValues, own: KeysValues, bias_B11P: Tensor | None, bias_111R: Tensor
+) -> Tensor:
     """[N, H, 1, E]: attention of scaled queries over their prompt and what each wrote itself."""
-    prompts, _, prompt_length, _ = k_BHPE.shape
-    q_BHME = _by_prompt(q_NH1E.to(k_BHPE.dtype), prompts)
-    on_prompt_BHMP = q_BHME @ k_BHPE.transpose(-1, -2)
+    on_prompt_BHMP = prompt.scores(_by_prompt(q_NH1E, len(prompt.values)))
     if bias_B11P is not None:
         on_prompt_BHMP = on_prompt_BHMP + bias_B11P
-    on_own_BHMR = _by_prompt(q_NH1E.to(k_NHRE.dtype) @ k_NHRE.transpose(-1, -2) + bias_111R, prompts)
-    weights = torch.softmax(torch.cat([on_prompt_BHMP, on_own_BHMR], -1), -1)
-    from_prompt_BHME = weights[..., :prompt_length].to(v_BHPE.dtype) @ v_BHPE
-    from_own_NH1E = _by_hypothesis(weights[..., prompt_length:]).to(v_NHRE.dtype) @ v_NHRE
-    return (_by_hypothesis(from_prompt_BHME) + from_own_NH1E).to(q_NH1E.dtype)
+    on_own_NH1R = own.scores(q_NH1E) + bias_111R
+    weights = torch.softmax(torch.cat([_by_hypothesis(on_prompt_BHMP), on_own_NH1R], -1), -1)
+    from_prompt_BHME = prompt.take(_by_prompt(weights[..., : prompt.length], len(prompt.values)))
+    return _by_hypothesis(from_prompt_BHME) + own.take(weights[..., prompt.length :])
 
 
 def _by_prompt(x_NH1X: Tensor, prompts: int) -> Tensor:
@@ -107,19 +108,17 @@ def _by_hypothesis(x_BHMX: Tensor) -> Tensor:
     return x_BHMX.transpose(1, 2).flatten(0, 1)[:, :, None]
 
 
-def _read(model: GPT2, ids_BP: Tensor, mask_BP: Tensor) -> Pairs:
-    """Keys and values of every token of the prompts."""
+def _read(model: GPT2, ids_BP: Tensor, mask_BP: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Keys and values of every token of the prompts, block by block."""
     positions_BP, bias = beside_padding(ids_BP, mask_BP, model.dtype)
     x_BPD = model.transformer.wte(ids_BP) + model.transformer.wpe(positions_BP)
-    pairs: Pairs = []
-    for block in model.transformer.blocks():
+    for number, block in enumerate(model.transformer.blocks(), 1):
         q, k, v = block.attn.queries_keys_values(block.ln_1(x_BPD))
-        pairs.append((k, v))
-        if len(pairs) == model.config.n_layer:
-            break  # what the last block makes of the prompts is read by nobody
+        yield k, v
+        if number == model.config.n_layer:
+            return  # what the last block makes of the prompts is read by nobody
         x_BPD = x_BPD + block.attn.out(attention(q, k, v, bias, 0.0, block.attn.scale, causal=bias is None))
         x_BPD = x_BPD + block.mlp(block.ln_2(x_BPD))
-    return pairs
 
 
 def _none(prompt_BHPE: Tensor, beams: int) -> Tensor:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loralab.on_torch.attention import held
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.models.written import KeysValues, hide_end, hypotheses_of
 
@@ -24,17 +23,17 @@ class Cache:
     def __init__(
         self,
         model: T5,
-        cross: list[tuple[Tensor, Tensor]],
+        cross: list[KeysValues],
         cross_bias_B11S: Tensor | None,
         bias_1H1L: Tensor,
         beams: int,
     ) -> None:
         """`bias_1H1L`: the position biases of the last of all positions towards those before it."""
         self.model = model
-        self.context = torch.full((len(cross[0][0]), 1), model.config.decoder_start_token_id, device=bias_1H1L.device)
-        sources, heads, _, size = cross[0][0].shape
+        self.context = torch.full((len(cross[0].values), 1), model.config.decoder_start_token_id, device=bias_1H1L.device)
+        sources, heads, _, size = cross[0].values.shape
         self.cross, self.cross_bias_B11S, self.bias_1H1L, self.beams = cross, cross_bias_B11S, bias_1H1L, beams
-        nothing = cross[0][0].new_empty(sources * beams, heads, 0, size)
+        nothing = cross[0].values.new_empty(sources * beams, heads, 0, size)
         self.own = [KeysValues(nothing, nothing) for _ in cross]
 
     def next_logits(self, tokens_N: Tensor) -> Tensor:
@@ -48,10 +47,11 @@ class Cache:
 
     def keep(self, sources: Tensor) -> None:
         """Drops every source but these, with all its hypotheses."""
-        self.cross = [(k[sources], v[sources]) for k, v in self.cross]
+        for each in self.cross:
+            each.keep(sources)
         if self.cross_bias_B11S is not None:
             self.cross_bias_B11S = self.cross_bias_B11S[sources]
-        hypotheses = hypotheses_of(sources, len(self.own[0].both[0]), self.beams)
+        hypotheses = hypotheses_of(sources, len(self.own[0].values), self.beams)
         for each in self.own:
             each.keep(hypotheses)
 
@@ -64,10 +64,10 @@ class Cache:
 def start(model: T5, input_ids: Tensor, attention_mask: Tensor | None, max_length: int, beams: int = 1) -> Cache:
     """Reads the source once and returns the cache from which up to `max_length` tokens can be generated."""
     encoded_BSD, bias_B11S = model.encode(input_ids, attention_mask)
-    pairs = [cross.EncDecAttention.keys_values(encoded_BSD) for _, cross, _ in model.decoder.layers()]
-    laid_out = [(held(k_BHSE.contiguous()), held(v_BHSE.contiguous())) for k_BHSE, v_BHSE in pairs]  # for many steps
+    pairs = [layer.EncDecAttention.keys_values(encoded_BSD) for _, layer, _ in model.decoder.layers()]
+    cross = [KeysValues(k_BHSE, v_BHSE, grows=False) for k_BHSE, v_BHSE in pairs]
     positions = torch.arange(max_length, device=input_ids.device)
-    return Cache(model, laid_out, bias_B11S, model.decoder.position_bias(positions[-1:], positions), beams)
+    return Cache(model, cross, bias_B11S, model.decoder.position_bias(positions[-1:], positions), beams)
 
 
 def _step(model: T5, x_N1D: Tensor, cache: Cache) -> Tensor:
@@ -75,10 +75,12 @@ def _step(model: T5, x_N1D: Tensor, cache: Cache) -> Tensor:
     bias_1H1R = cache.position_bias()
     for index, (self_attention, cross_attention, feed_forward) in enumerate(model.decoder.layers()):
         q, k, v = self_attention.SelfAttention.queries_keys_values(self_attention.layer_norm(x_N1D))
-        k_NHRE, v_NHRE = cache.own[index].append(k, v)
-        x_N1D = x_N1D + self_attention.SelfAttention.attend(q, k_NHRE, v_NHRE, bias_1H1R)
+        cache.own[index].append(k, v)
+        x_N1D = x_N1D + self_attention.SelfAttention.out(cache.own[index].attend(q, bias_1H1R))
         x_BMD = x_N1D.view(-1, cache.beams, x_N1D.shape[-1])
-        x_BMD = x_BMD + cross_attention(x_BMD, cache.cross[index], cache.cross_bias_B11S)
+        q_BHME = cross_attention.EncDecAttention.queries(cross_attention.layer_norm(x_BMD))
+        mixed_BHME = cache.cross[index].attend(q_BHME, cache.cross_bias_B11S)
+        x_BMD = x_BMD + cross_attention.EncDecAttention.out(mixed_BHME)
         x_N1D = x_BMD.view(x_N1D.shape)
         x_N1D = x_N1D + feed_forward(x_N1D)
     return model.decoder.final_layer_norm(x_N1D)

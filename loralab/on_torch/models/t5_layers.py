@@ -68,7 +68,10 @@ class Attention(nn.Module):
 
     def attend(self, q_BHQE: Tensor, k_BHKE: Tensor, v_BHKE: Tensor, bias_BHQK: Tensor | None) -> Tensor:
         rate = self.dropout.rate if self.training else 0.0
-        mixed_BHQE = attention(q_BHQE, k_BHKE, v_BHKE, bias_BHQK, rate)
+        return self.out(attention(q_BHQE, k_BHKE, v_BHKE, bias_BHQK, rate))
+
+    def out(self, mixed_BHQE: Tensor) -> Tensor:
+        """The heads' findings as one, [B, Q, D]."""
         return self.o(mixed_BHQE.transpose(1, 2).flatten(2))
 
     def _split(self, x_BQHE: Tensor) -> Tensor:
