@@ -4,8 +4,9 @@
 
 MODEL and DATA are what `model.name` and `data.name` are in a recipe. Prints one object: the losses of both engines, how far
 apart they ever were, and the seconds of a step. With --peers, Transformers' own two ways of computing attention are trained
-beside them with PEFT: how far rounding alone leads; with --float64 nearly all rounding is gone. Answers to validation rows,
-by base and both engines, go to OUT/answers.jsonl for `loralab score`.
+beside them with PEFT: how far rounding alone leads; with --float64 nearly all rounding is gone. With --together JAX begins
+every step with PyTorch's weights, so that no step pays for the rounding of those before it. Answers to validation rows, by
+base and both engines, go to OUT/answers.jsonl for `loralab score`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from loralab.model_files import model_folder
 from loralab.on_jax import adapt, load_adapter
 from loralab.on_jax.generate import generate_ids
 from loralab.on_jax.load import load_weights
+from loralab.on_jax.names import from_hugging_face
 from loralab.on_torch import generate as on_torch
 from loralab.on_torch.step import TorchEngine, open_engine
 from loralab.recipe_file import load_recipe
@@ -53,24 +55,24 @@ def compare(options: argparse.Namespace) -> None:
     if options.float64:
         engine.model.double()
     batches = fixed_batches(recipe, engine, options)
-    train_in_jax, write_in_jax = in_jax(engine, recipe, options)
-    before = write_in_jax()
-    runs: dict[str, Callable[[Batch, int], float]] = {"torch": partial(in_torch, engine, recipe, len(batches))}
-    runs["jax"] = train_in_jax
+    in_jax = InJax(engine, recipe, options)
+    before = in_jax.write()
+    runs: dict[str, Callable[[Batch, int], float]] = {"jax": in_jax.step}
+    runs["torch"] = partial(in_torch, engine, recipe, len(batches))
     if options.peers:
         runs |= {name: Peer(engine, recipe, name, len(batches)).step for name in ("sdpa", "eager")}
     losses: dict[str, list[float]] = {name: [] for name in runs}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for step, batch in enumerate(batches):
-        for name, train in runs.items():
+        for name, train in runs.items():  # JAX first: it may take over weights from which PyTorch begins this step
             begun = time.perf_counter()
             losses[name].append(train(batch, step))
             seconds[name].append(time.perf_counter() - begun)
-    print(json.dumps(summary(vars(options), losses, seconds), indent=1))
+    print(json.dumps(summary(vars(options), losses, seconds, in_jax.strayed), indent=1))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "losses.json").write_text(json.dumps(losses))
     if options.answers:
-        after, there = write_in_jax(), write_in_torch(engine, recipe, options)
+        after, there = in_jax.write(), write_in_torch(engine, recipe, options)
         rows = read_split(recipe.data, "validation").examples[: options.answers]
         with open(options.out / "answers.jsonl", "w", encoding="utf-8") as file:
             for row, base, mine, other in zip(rows, before, after, there, strict=True):
@@ -91,6 +93,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--answers", type=int, default=0, help="validation rows that are answered before and after")
     parser.add_argument("--peers", action="store_true", help="train Transformers with PEFT too, in two ways")
     parser.add_argument("--float64", action="store_true", help="weights, products and optimizers in fp64")
+    parser.add_argument("--together", action="store_true", help="JAX takes over PyTorch's weights before every step")
     parser.add_argument("--out", type=Path, default=Path("jax-t5"))
     return parser.parse_args()
 
@@ -135,49 +138,68 @@ def in_torch(engine: TorchEngine, recipe: Recipe, steps: int, batch: Batch, step
     return engine.train_step([batch], rate_at(step, steps, recipe.optimizer)).loss
 
 
-def in_jax(
-    engine: TorchEngine, recipe: Recipe, options: argparse.Namespace
-) -> tuple[Callable[[Batch, int], float], Callable[[], list[str]]]:
-    """A step, and answers of what is trained so far. Starts where the other engine starts, through an adapter's folder."""
-    dtype = np.dtype("float64" if options.float64 else "float32")
-    model, base = load_weights(model_folder(recipe.model.name), dtype)
-    spec, trained = recipe.lora.model_copy(update={"disabled": True}), base
-    if engine.adapter is not None:
-        engine.adapter.save(options.out / "start")
-        spec, trained = load_adapter(options.out / "start", model, base)
-        trained = jax.tree.map(lambda array: array.astype(dtype), trained)
-    adapted = adapt(spec, model.token_losses, base)
-    if engine.adapter is None:
-        trained = adapted.start(base)
+class InJax:
+    """The JAX side. Begins where the other engine does, through an adapter's folder."""
 
-    def schedule(count: Any) -> Any:  # optax.linear_schedule computes in fp32
-        return options.rate * (1 - count.astype(dtype) / options.steps)
+    def __init__(self, engine: TorchEngine, recipe: Recipe, options: argparse.Namespace) -> None:
+        self.engine, self.recipe, self.options = engine, recipe, options
+        self.dtype = np.dtype("float64" if options.float64 else "float32")
+        self.model, self.base = load_weights(model_folder(recipe.model.name), self.dtype)
+        spec = recipe.lora.model_copy(update={"disabled": True})
+        if engine.adapter is not None:
+            engine.adapter.save(options.out / "start")
+            spec, _ = load_adapter(options.out / "start", self.model, self.base)
+        self.adapted = adapt(spec, self.model.token_losses, self.base)
+        self.optimizer = optax.chain(shortened(1.0), optax.adamw(self.rate, weight_decay=0.0))
+        self.trained = self.theirs()
+        self.state = self.optimizer.init(self.trained)
+        self.update = jax.jit(self.updated, donate_argnums=(0, 1))
+        self.begun: Any = None
+        self.strayed: list[float] = []
 
-    optimizer = optax.chain(shortened(1.0), optax.adamw(schedule, weight_decay=0.0))
+    def rate(self, count: Any) -> Any:  # optax.linear_schedule computes in fp32
+        return self.options.rate * (1 - count.astype(self.dtype) / self.options.steps)
 
-    def mean_loss(trained: Any, base: Any, ids: Any, mask: Any, labels: Any) -> Any:
-        return adapted(base, trained, ids, mask, labels).sum() / (labels != -100).sum()
+    def updated(self, trained: Any, state: Any, base: Any, ids: Any, mask: Any, labels: Any) -> Any:
+        def mean_loss(trained: Any) -> Any:
+            return self.adapted(base, trained, ids, mask, labels).sum() / (labels != -100).sum()
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def update(trained: Any, state: Any, base: Any, ids: Any, mask: Any, labels: Any) -> Any:
-        loss, gradient = jax.value_and_grad(mean_loss)(trained, base, ids, mask, labels)
-        updates, state = optimizer.update(gradient, state, trained)
+        loss, gradient = jax.value_and_grad(mean_loss)(trained)
+        updates, state = self.optimizer.update(gradient, state, trained)
         return optax.apply_updates(trained, updates), state, loss
 
-    held = [jax.tree.map(lambda array: array.copy(), trained)]
-    held.append(optimizer.init(held[0]))
-
-    def train(batch: Batch, step: int) -> float:
-        *held[:], loss = update(*held, base, batch.source_ids, batch.source_mask, batch.labels)
+    def step(self, batch: Batch, step: int) -> float:
+        if self.options.together:
+            self.take_over()
+        batched = batch.source_ids, batch.source_mask, batch.labels
+        self.trained, self.state, loss = self.update(self.trained, self.state, self.base, *batched)
         return float(loss)
 
-    def write() -> list[str]:
-        merged = adapted.merge(base, held[0])
-        sources = sources_of(recipe, engine, options)
-        answers = generate_ids(model, merged, sources, Decoding(max_new_tokens=options.target))
-        return list(engine.tokenizer.batch_decode(answers, skip_special_tokens=True))
+    def take_over(self) -> None:
+        """Goes on from the other engine's weights, and notes how far the last step has led elsewhere, as a part of that step."""
+        now = self.theirs()
+        if self.begun is not None:
+            self.strayed.append(distance(now, self.trained) / distance(now, self.begun))
+        self.trained, self.begun = now, jax.tree.map(jax.numpy.copy, now)
 
-    return train, write
+    def theirs(self) -> Any:
+        """What the other engine trains, as it is now."""
+        if self.engine.adapter is None:
+            weights = {name: weight.detach().numpy() for name, weight in self.engine.model.named_parameters()}
+            return self.adapted.start(jax.tree.map(jax.numpy.array, from_hugging_face(weights)))
+        self.engine.adapter.save(self.options.out / "now")
+        _, trained = load_adapter(self.options.out / "now", self.model, self.base)
+        return jax.tree.map(lambda array: array.astype(self.dtype), trained)
+
+    def write(self) -> list[str]:
+        merged = self.adapted.merge(self.base, self.trained)
+        sources = sources_of(self.recipe, self.engine, self.options)
+        answers = generate_ids(self.model, merged, sources, Decoding(max_new_tokens=self.options.target))
+        return list(self.engine.tokenizer.batch_decode(answers, skip_special_tokens=True))
+
+
+def distance(one: Any, other: Any) -> float:
+    return float(optax.tree.norm(jax.tree.map(lambda a, b: a - b, one, other)))
 
 
 def shortened(length: float) -> optax.GradientTransformation:
@@ -246,7 +268,9 @@ class Peer:
         return float(loss.detach())
 
 
-def summary(options: dict[str, Any], losses: dict[str, list[float]], seconds: dict[str, list[float]]) -> dict[str, Any]:
+def summary(
+    options: dict[str, Any], losses: dict[str, list[float]], seconds: dict[str, list[float]], strayed: list[float]
+) -> dict[str, Any]:
     def apart(one: Iterable[float], other: Iterable[float]) -> dict[str, float]:
         difference = np.abs(np.subtract(list(one), list(other)))
         places = sorted({0, 9, 19, 49, 99, len(difference) - 1} & set(range(len(difference))))
@@ -257,6 +281,8 @@ def summary(options: dict[str, Any], losses: dict[str, list[float]], seconds: di
         last = float(np.mean(values[-20:]))
         result[name] = {"first": values[0], "last 20": last, "seconds a step": float(np.median(seconds[name][1:]))}
     result["jax to torch"] = apart(losses["jax"], losses["torch"])
+    if strayed:
+        result["jax's steps off torch's"] = {"median": float(np.median(strayed)), "most": max(strayed)}
     if "eager" in losses:
         result["sdpa to eager"] = apart(losses["sdpa"], losses["eager"])
         result["torch to sdpa"] = apart(losses["torch"], losses["sdpa"])

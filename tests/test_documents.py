@@ -20,7 +20,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +252,27 @@ def test_every_block_is_true(document: Path) -> None:
 def test_what_is_tagged_run_runs(document: Path, tmp_path: Path) -> None:
     done = run(blocks_of(document), tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_script_of_the_jax_page_takes_a_t5_and_dialogsum(data_folder: Path, tmp_path: Path) -> None:
+    """With the lines that the page gives for them; few steps, as on this base rounding grows from step to step."""
+    blocks = blocks_of(ROOT / "docs" / "jax-t5.md")
+    (lines,) = [block.text for block in blocks if "load_dataset" in block.text]
+    (begin,) = [block for block in blocks if "MODEL, STEPS" in block.text and block.text != lines]
+    local = {
+        '"google/flan-t5-small", 200': f'"{data_folder}/models/chat-t5-mini", 3',
+        "knkarthick/dialogsum": f"{data_folder}/dialogsum",
+        "[:100]": "[:4]",
+    }
+    for published, here in local.items():
+        assert published in lines
+        lines = lines.replace(published, here)
+    begin_here = replace(begin, text=begin.text[: begin.text.index("MODEL, STEPS")] + lines)
+    done = run([begin_here if block is begin else block for block in blocks], tmp_path)
+    assert done.returncode == 0, done.stderr
+    apart = [float(number) for number in re.findall(r"PyTorch are (\S+) apart", done.stdout)]
+    assert len(apart) == 2 and max(apart) < 1e-4, done.stdout
 
 
 def test_the_map_shows_the_tree() -> None:

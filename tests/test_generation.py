@@ -175,6 +175,31 @@ def test_steps_with_beams_equal_one_pass_over_the_whole_target(tmp_path: Path) -
     torch.testing.assert_close(stepwise, model(*repeated, decoder_input_ids=targets).logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("queries", [1, 3])
+def test_bags_of_rows_sum_as_products_do(queries: int, dtype: torch.dtype) -> None:
+    weights, rows = torch.randn(2, 4, queries, 70).to(dtype), torch.randn(2, 4, 70, 24).to(dtype)
+    exact = (weights.double() @ rows.double()).to(dtype)  # bags too sum in fp32 and round once
+    torch.testing.assert_close(written.summed(weights, rows), exact)
+
+
+def test_what_is_remembered_grows_and_follows_its_rows() -> None:
+    keys, values = torch.randn(2, 3, 2, written.MORE + 3, 4)
+    memory = written.KeysValues(keys[:, :, :2], values[:, :, :2])
+    rows = torch.tensor([2, 2, 0])
+    for place in range(2, keys.shape[2]):
+        memory.append(keys[:, :, [place]], values[:, :, [place]])
+        if place % 40 == 0:
+            memory.reorder(rows)
+            keys, values = keys[rows], values[rows]
+    memory.keep(torch.tensor([True, False, True]))
+    length = memory.length
+    assert length == written.MORE + 3
+    assert torch.equal(memory.keys[..., :length].transpose(-1, -2), keys[[0, 2]])
+    assert torch.equal(memory.values[:, :, :length], values[[0, 2]])
+    assert not memory.keys[..., length:].any() and not memory.values[:, :, length:].any()
+
+
 @pytest.mark.parametrize("bags", [True, False], ids=["by bags", "by products"])
 @pytest.mark.parametrize("beams", [1, 4, 10])
 @pytest.mark.parametrize("make", [make_t5, make_gpt2])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loralab.on_torch.attention import attention
-from loralab.on_torch.models.gpt2 import GPT2, Attention, beside_padding
+from loralab.on_torch.models.gpt2 import GPT2, beside_padding
 from loralab.on_torch.models.written import KeysValues, hide_end, hypotheses_of
 
 

@@ -30,7 +30,9 @@ class Cache:
     ) -> None:
         """`bias_1H1L`: the position biases of the last of all positions towards those before it."""
         self.model = model
-        self.context = torch.full((len(cross[0].values), 1), model.config.decoder_start_token_id, device=bias_1H1L.device)
+        self.context = torch.full(
+            (len(cross[0].values), 1), model.config.decoder_start_token_id, device=bias_1H1L.device
+        )
         sources, heads, _, size = cross[0].values.shape
         self.cross, self.cross_bias_B11S, self.bias_1H1L, self.beams = cross, cross_bias_B11S, bias_1H1L, beams
         nothing = cross[0].values.new_empty(sources * beams, heads, 0, size)
