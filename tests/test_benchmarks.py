@@ -59,3 +59,12 @@ def test_without_rounding_both_engines_do_the_same(trained_by_both: Callable[...
     words = ("--float64", "--steps", "12", "--source", "96", "--target", "32")
     found = trained_by_both(data_folder / "models" / "chat-t5-mini", *words)["jax to torch"]
     assert found["step 1"] < 1e-14 and found["most"] < 1e-10
+
+
+@pytest.mark.slow
+def test_each_step_from_the_same_weights_is_the_same(trained_by_both: Callable[..., Any], data_folder: Path) -> None:
+    """On that base in fp32."""
+    words = ("--together", "--steps", "8", "--source", "96", "--target", "32")
+    found = trained_by_both(data_folder / "models" / "chat-t5-mini", *words)
+    assert found["jax to torch"]["most"] < 1e-4
+    assert found["jax's steps off torch's"]["median"] < 0.1, "of a step's length: gradients cancel in this model"
