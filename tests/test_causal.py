@@ -30,10 +30,10 @@ from loralab import LoRASpec, attach
 from loralab.errors import ModelError
 from loralab.on_torch.causal import head_is_last, inputs_of, join, positions
 from loralab.on_torch.diagnose import first_not_finite
+from loralab.on_torch.forward import token_losses
 from loralab.on_torch.kinds import check_looks_back
 from loralab.on_torch.loss import CHUNK
 from loralab.on_torch.prepare import checkpoint_activations
-from loralab.on_torch.step import token_losses
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,

@@ -27,12 +27,12 @@ from loralab.families.gpt2 import GPT2Config
 from loralab.families.t5 import T5Config
 from loralab.on_torch.attach import attach
 from loralab.on_torch.dropout import set_dropout
+from loralab.on_torch.forward import token_losses
 from loralab.on_torch.meter import Meter
 from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.optimizer import Optimizer
 from loralab.on_torch.prepare import checkpoint_activations
-from loralab.on_torch.step import token_losses
 from loralab.targets import Module as Target
 from loralab.targets import resolve
 from loralab.training_settings import OptimizerSettings

@@ -73,6 +73,13 @@ def test_every_combination_of_settings_equals_transformers(models: tuple[GPT2, G
 
 
 @pytest.mark.parametrize("beams", [1, 4])
+def test_prompts_of_one_token(beams: int, models: tuple[GPT2, GPT2LMHeadModel]) -> None:
+    """Nothing is remembered yet when they are gone on from."""
+    answers = generate_ids(models[0], [[5], [7]], Decoding(max_new_tokens=NEW, beams=beams), 0)
+    assert answers == expected(models[1], [[5], [7]], beams)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
 def test_several_tokens_may_end_a_text(beams: int, folder: Path) -> None:
     mine, other, sources = our_gpt2(folder), their_gpt2(folder), prompts(9)
     second = next(

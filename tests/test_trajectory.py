@@ -112,7 +112,7 @@ def gradients_agree(engine: TorchEngine, peers: Peers, batch: Batch) -> None:
     twin = Peers(engine, peers.settings)
     twin.loss(batch).backward()
     engine.model.train()
-    from loralab.on_torch.step import token_losses
+    from loralab.on_torch.forward import token_losses
 
     token_losses(engine.model, *engine._tensors(batch)).mean().backward()
     largest = max(float(theirs.grad.abs().max()) for theirs in twin.parameters(engine).values())

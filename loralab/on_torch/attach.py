@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,25 +20,22 @@ from torch import Tensor, nn
 
 from loralab import adapter as files
 from loralab.adapter import AdapterFiles
-from loralab.errors import AdapterError, TargetError
-from loralab.families import ATTENTION_RULES, DEFAULT_RULES
+from loralab.errors import AdapterError
 from loralab.on_torch.base import (
     ATTRIBUTE,
     base_parameters,
     base_shapes,
-    describe_modules,
     fingerprint,
     is_turned,
-    model_type,
     packing,
     plain_modules,
     size,
 )
 from loralab.on_torch.describe import adapter_table
-from loralab.on_torch.linear import LINEAR, WRAPPABLE, PackedLinear, dense_weight, is_transposed, write_dense_weight
+from loralab.on_torch.linear import LINEAR, dense_weight, is_transposed, write_dense_weight
 from loralab.on_torch.lora import Adapted, DropoutMasks, Update, wrap
+from loralab.on_torch.selection import selected, trained_whole
 from loralab.spec import LoRASpec
-from loralab.targets import check_patterns, resolve, select, tuned_names
 
 
 @dataclass
@@ -69,9 +65,8 @@ def attach(model: nn.Module, spec: LoRASpec, name: str = "default") -> Adapter:
         model.requires_grad_(True)
         return Adapter(model, spec, name, {}, dict(model.named_parameters()))
     modules = plain_modules(model)
-    targets = _targets(model, spec, modules)
-    tuned_names = _tuned_names(spec, modules, targets)
-    return install(model, attachment, spec, name, targets, tuned_names)
+    targets = selected(model, spec, modules)
+    return install(model, attachment, spec, name, targets, trained_whole(spec, modules, targets))
 
 
 def attachment_for(model: nn.Module, name: str) -> Attachment:
@@ -82,71 +77,6 @@ def attachment_for(model: nn.Module, name: str) -> Attachment:
     if name in attachment.adapters:
         raise AdapterError(f"The model has an adapter named {name!r} already; give another name to add a second one.")
     return attachment
-
-
-# What the spec selects
-
-
-def _targets(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) -> list[str]:
-    rules = spec.rules if spec.rules is not None else _default_rules(model, modules)
-    if not rules:
-        raise TargetError(
-            f"loralab has no default rules for {type(model).__name__}: say which modules to adapt, such as rules=['all-linear']."
-        )
-    targets = resolve(rules, describe_modules(model, modules))
-    check_patterns(spec.rank_pattern, targets, "rank_pattern")
-    check_patterns(spec.alpha_pattern, targets, "alpha_pattern")
-    _refuse_tied(model, modules, targets)
-    if spec.use_dora and (embeddings := [name for name in targets if isinstance(modules[name], nn.Embedding)]):
-        raise TargetError(f"use_dora adapts linear modules only; {embeddings[0]!r} is an Embedding.")
-    return targets
-
-
-def _default_rules(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, ...] | None:
-    """The family's, or those of attention in a model of Transformers'."""
-    kind = model_type(model)
-    if not kind or kind in DEFAULT_RULES:
-        return DEFAULT_RULES.get(kind)
-    leaves = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, WRAPPABLE)}
-    return next((rules for rules in ATTENTION_RULES if leaves.issuperset(rules)), None)
-
-
-def _refuse_tied(model: nn.Module, modules: dict[str, nn.Module], targets: list[str]) -> None:
-    """An update of a weight that two places share would reach only one of them, and could not be merged."""
-    uses = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
-    functional = getattr(model, "tied_modules", ())
-    for name in targets:
-        if name in functional or uses[id(modules[name].weight)] > 1:
-            raise TargetError(
-                f"{name!r} shares its weight with another module (input and output embedding are tied): LoRA cannot adapt it."
-            )
-
-
-def _tuned_names(spec: LoRASpec, modules: dict[str, nn.Module], targets: list[str]) -> list[str]:
-    """The base parameters that are trained whole."""
-    parameters = {
-        f"{name}.{leaf}".lstrip("."): p.ndim
-        for name, m in modules.items()
-        for leaf, p in m.named_parameters(recurse=False)
-    }
-    names = [name for name in modules if name]
-    if spec.modules_to_save:
-        _refuse_packed(modules, select(spec.modules_to_save, names, "modules_to_save"))
-    return tuned_names(spec, names, parameters, targets)
-
-
-def _refuse_packed(modules: dict[str, nn.Module], roots: list[str]) -> None:
-    """Packed weights cannot be trained."""
-    inside = tuple(f"{root}." for root in roots)
-    for name, module in modules.items():
-        if isinstance(module, PackedLinear) and f"{name}.".startswith(inside):
-            raise TargetError(
-                f"modules_to_save trains {name!r} whole, which is stored as {module.kind} and cannot be. "
-                "Leave it as it is with quantize_except, or give it LoRA."
-            )
-
-
-# Putting it there
 
 
 def install(

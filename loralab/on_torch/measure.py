@@ -16,6 +16,7 @@ from loralab.cost.step import Run
 from loralab.families import gpt2, t5
 from loralab.on_torch.classifier import label_losses
 from loralab.on_torch.cuts import UnderHead, encoder_of
+from loralab.on_torch.forward import token_losses
 from loralab.on_torch.heads import head_parameters
 from loralab.on_torch.load import quiet_transformers
 from loralab.on_torch.meter import Meter
@@ -25,7 +26,6 @@ from loralab.on_torch.optimizer import Optimizer
 from loralab.on_torch.prepare import prepare
 from loralab.on_torch.product import by_onednn
 from loralab.on_torch.quantize import quantization, settle
-from loralab.on_torch.step import token_losses
 
 NARROW = 0.02  # random weights lie within so much of zero: nothing overflows, and no denormal number slows a step down
 

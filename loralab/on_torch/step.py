@@ -33,15 +33,14 @@ from loralab.on_torch.cuts import encoder_of, find_cut
 from loralab.on_torch.device import choose_device, choose_dtype
 from loralab.on_torch.diagnose import first_not_finite
 from loralab.on_torch.features import Features
+from loralab.on_torch.forward import batch_logits, batch_losses, inputs_of, tensors_of
 from loralab.on_torch.generate import generate_ids
-from loralab.on_torch.heads import head_parameters, is_classifier
+from loralab.on_torch.heads import head_parameters
 from loralab.on_torch.kinds import check_kind, check_looks_back
 from loralab.on_torch.load import check_vocabulary, load_weights, save_model
-from loralab.on_torch.loss import log_probabilities, smoothed
 from loralab.on_torch.memory import peak_memory
 from loralab.on_torch.meter import Meter
 from loralab.on_torch.models.output import IGNORED
-from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.optimizer import Optimizer, random_state, set_random_state
 from loralab.on_torch.prepare import prepare
 from loralab.on_torch.product import laid_out
@@ -50,21 +49,6 @@ from loralab.on_torch.stored import load_adapter
 
 # fp32: sums in another order. bf16: W + sBA is rounded to 8 bits.
 MERGED_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
-
-
-def token_losses(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, smoothing: float = 0.0
-) -> Tensor:
-    """Cross-entropy of each real target token, [N], row by row."""
-    if isinstance(model, T5):
-        return model.token_losses(input_ids, attention_mask, labels, smoothing)
-    if is_classifier(model):
-        return classifier.token_losses(model, input_ids, attention_mask, labels, smoothing)
-    if causal.is_causal(model):
-        return causal.token_losses(model, input_ids, attention_mask, labels, smoothing)
-    logits_BTV = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).logits
-    real_BT = labels != IGNORED
-    return smoothed(log_probabilities(logits_BTV[real_BT]), labels[real_BT], smoothing)
 
 
 class TorchEngine:
@@ -189,12 +173,9 @@ class TorchEngine:
             encoder_of(self.model).eval()
 
     def _token_losses(self, batch: Batch, smoothing: float) -> Tensor:
-        if batch.documents is not None:
-            ids, _, labels = self._tensors(batch)
-            return packed.token_losses(self.model, ids, self._documents(batch), labels, smoothing)
         logits = None if self._features is None else self._features.logits(batch)
         if logits is None:
-            return token_losses(self.model, *self._tensors(batch), smoothing)
+            return batch_losses(self.model, batch, smoothing)
         assert self.labels is not None
         return label_losses(logits, torch.from_numpy(batch.labels).to(self._device), self.labels.multi, smoothing)
 
@@ -203,7 +184,7 @@ class TorchEngine:
             return
         if self._features is None:
             rows = np.argsort(encoded.source_lengths)[[0, -1]]  # of two lengths, so that one is padded
-            ids, mask, _ = self._tensors(collate(encoded, rows, self.pad_id))
+            ids, mask, _ = tensors_of(collate(encoded, rows, self.pad_id), self._device)
             cut = find_cut(self.model, ids, mask)
             if cut is None:
                 return
@@ -214,7 +195,7 @@ class TorchEngine:
     def logits(self, batch: Batch) -> NDArray[np.float64]:
         self.model.eval()
         known = None if self._features is None else self._features.logits(batch)
-        found = self._logits(self.model, batch) if known is None else known
+        found = batch_logits(self.model, batch) if known is None else known
         table: NDArray[np.float64] = found.double().cpu().numpy()
         return table
 
@@ -238,7 +219,7 @@ class TorchEngine:
         watched.flops, watched.peak_bytes = meter.flops, meter.peak
 
     def diagnose(self, batches: Sequence[Batch]) -> str:
-        return first_not_finite(self.model, [self._inputs(self.model, batch) for batch in batches])
+        return first_not_finite(self.model, [inputs_of(self.model, batch) for batch in batches])
 
     def save_state(self, file: Path) -> None:
         try:
@@ -294,18 +275,18 @@ class TorchEngine:
 
     def prove(self, saved: Path, batch: Batch) -> Proof:
         self.model.eval()
-        live = self._logits(self.model, batch)
+        live = batch_logits(self.model, batch)
         if packing(self.model) is not None:
             return Proof(self._read_again(saved, live, batch), None, None)
         again = self._load(saved if self.adapter is None else self.folder)
         if self.adapter is not None:
             load_adapter(again, saved)
-        equal = torch.equal(live, self._logits(again, batch))
+        equal = torch.equal(live, batch_logits(again, batch))
         if self.adapter is None:
             return Proof(equal, None, None)
         del again
         gc.collect()
-        merged = self._logits(self.adapter.merge(), batch)
+        merged = batch_logits(self.adapter.merge(), batch)
         error = float((merged - live).abs().max() / live.abs().max())
         return Proof(equal, error, MERGED_TOLERANCE[self._dtype])
 
@@ -318,29 +299,7 @@ class TorchEngine:
         self._say_ends(self.model)
         self.model, self.adapter = prepare(self.model, self.recipe, saved, None, self._fresh)
         self.model.eval()
-        return torch.equal(live, self._logits(self.model, batch))
-
-    @torch.inference_mode()
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        if self.labels is not None:
-            return classifier.logits(model, *self._tensors(batch)[:2])
-        logits: Tensor = model(**self._inputs(model, batch)).logits
-        return logits.float()
-
-    def _inputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """What the forward of a model that writes takes."""
-        if batch.documents is not None:
-            return packed.inputs_of(model, self._tensors(batch)[0], self._documents(batch))
-        return causal.inputs_of(model, *self._tensors(batch))
-
-    def _documents(self, batch: Batch) -> Tensor:
-        assert batch.documents is not None
-        return torch.from_numpy(batch.documents).to(self._device)
-
-    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        arrays = (batch.source_ids, batch.source_mask, batch.labels)
-        input_ids, mask, labels = (torch.from_numpy(array).to(self._device) for array in arrays)
-        return input_ids, mask, labels
+        return torch.equal(live, batch_logits(self.model, batch))
 
     def peak_memory(self) -> int:
         return peak_memory(self._device)

@@ -66,7 +66,7 @@ class Cache:
 def start(model: T5, input_ids: Tensor, attention_mask: Tensor | None, max_length: int, beams: int = 1) -> Cache:
     """Reads the source once and returns the cache from which up to `max_length` tokens can be generated."""
     encoded_BSD, bias_B11S = model.encode(input_ids, attention_mask)
-    pairs = [layer.EncDecAttention.keys_values(encoded_BSD) for _, layer, _ in model.decoder.layers()]
+    pairs = (layer.EncDecAttention.keys_values(encoded_BSD) for _, layer, _ in model.decoder.layers())
     cross = [KeysValues(k_BHSE, v_BHSE, grows=False) for k_BHSE, v_BHSE in pairs]
     positions = torch.arange(max_length, device=input_ids.device)
     return Cache(model, cross, bias_B11S, model.decoder.position_bias(positions[-1:], positions), beams)

@@ -82,7 +82,8 @@ def _widened(tensor: Tensor, dim: int, size: int) -> Tensor:
 
 def summed(weights_NHMK: Tensor, rows_NHKX: Tensor) -> Tensor:
     """weights @ rows, [N, H, M, X]; few rows of weights."""
-    if not (BAGS and rows_NHKX.device.type == "cpu" and rows_NHKX.dtype in (torch.float32, torch.bfloat16)):
+    fitting = rows_NHKX.device.type == "cpu" and rows_NHKX.dtype in (torch.float32, torch.bfloat16)
+    if not (BAGS and fitting and rows_NHKX.numel()):
         return weights_NHMK @ rows_NHKX
     *sums, terms = weights_NHMK.shape
     bags = F.embedding_bag(

@@ -1,0 +1,79 @@
+"""What a LoRASpec selects in a model: the modules that get an update, and the parameters that are trained whole; and what it
+must not select."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import nn
+
+from loralab.errors import TargetError
+from loralab.families import ATTENTION_RULES, DEFAULT_RULES
+from loralab.on_torch.base import describe_modules, model_type
+from loralab.on_torch.linear import WRAPPABLE, PackedLinear
+from loralab.spec import LoRASpec
+from loralab.targets import check_patterns, resolve, select, tuned_names
+
+
+def selected(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) -> list[str]:
+    """The names of the modules that get an update; `modules` are the model's, without adapters.
+
+    Raises:
+        TargetError: a rule or pattern selects nothing, or something that LoRA cannot wrap.
+    """
+    rules = spec.rules if spec.rules is not None else _default_rules(model, modules)
+    if not rules:
+        raise TargetError(
+            f"loralab has no default rules for {type(model).__name__}: say which modules to adapt, such as rules=['all-linear']."
+        )
+    targets = resolve(rules, describe_modules(model, modules))
+    check_patterns(spec.rank_pattern, targets, "rank_pattern")
+    check_patterns(spec.alpha_pattern, targets, "alpha_pattern")
+    _refuse_tied(model, modules, targets)
+    if spec.use_dora and (embeddings := [name for name in targets if isinstance(modules[name], nn.Embedding)]):
+        raise TargetError(f"use_dora adapts linear modules only; {embeddings[0]!r} is an Embedding.")
+    return targets
+
+
+def _default_rules(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, ...] | None:
+    """The family's, or those of attention in a model of Transformers'."""
+    kind = model_type(model)
+    if not kind or kind in DEFAULT_RULES:
+        return DEFAULT_RULES.get(kind)
+    leaves = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, WRAPPABLE)}
+    return next((rules for rules in ATTENTION_RULES if leaves.issuperset(rules)), None)
+
+
+def _refuse_tied(model: nn.Module, modules: dict[str, nn.Module], targets: list[str]) -> None:
+    """An update of a weight that two places share would reach only one of them, and could not be merged."""
+    uses = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
+    functional = getattr(model, "tied_modules", ())
+    for name in targets:
+        if name in functional or uses[id(modules[name].weight)] > 1:
+            raise TargetError(
+                f"{name!r} shares its weight with another module (input and output embedding are tied): LoRA cannot adapt it."
+            )
+
+
+def trained_whole(spec: LoRASpec, modules: dict[str, nn.Module], targets: list[str]) -> list[str]:
+    """The names of the base's parameters that are trained whole: biases, vectors, modules_to_save."""
+    parameters = {
+        f"{name}.{leaf}".lstrip("."): p.ndim
+        for name, m in modules.items()
+        for leaf, p in m.named_parameters(recurse=False)
+    }
+    names = [name for name in modules if name]
+    if spec.modules_to_save:
+        _refuse_packed(modules, select(spec.modules_to_save, names, "modules_to_save"))
+    return tuned_names(spec, names, parameters, targets)
+
+
+def _refuse_packed(modules: dict[str, nn.Module], roots: list[str]) -> None:
+    """Packed weights cannot be trained."""
+    inside = tuple(f"{root}." for root in roots)
+    for name, module in modules.items():
+        if isinstance(module, PackedLinear) and f"{name}.".startswith(inside):
+            raise TargetError(
+                f"modules_to_save trains {name!r} whole, which is stored as {module.kind} and cannot be. "
+                "Leave it as it is with quantize_except, or give it LoRA."
+            )
