@@ -89,9 +89,10 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
         check_free(out)
     elif out is None or not (out / RECIPE).exists():
         raise RecipeError("There is nothing to resume: give the folder, as in `loralab compare runs/NAME --resume`.")
-    plan_runs(recipe, out or Path(recipe.name))  # mistakes show here, before anything is written
-    for variant in map(recipe.variant, recipe.variants):
-        check_extras(variant, trains=True)
+    planned = plan_runs(recipe, out or Path(recipe.name))  # mistakes show here, before anything is written
+    unfinished = not resume or any(run.state != "finished" for run in planned)
+    for run in planned:
+        check_extras(run.recipe, trains=unfinished)
     _check_columns(recipe)
     rows = read_evaluation_rows(recipe)  # a missing split or column is found here, not after an hour
     training_rows = [read_training_rows(recipe)]

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from loralab import compare as comparison
 from loralab.config import Recipe
 from loralab.errors import MissingExtra, RunError
 from loralab.extras import check_extras
 from loralab.recipe_file import load_recipe
 from loralab.run import recipe_tree
 from loralab.trackers import eval_values, open_trackers, train_values
+from loralab.variants import Run
 
 STEPS = [
     {"step": step, "loss": 4 / step, "learning_rate": 1e-3 / step, "grad_norm": 1.5, "tokens": 100 * step,
@@ -148,3 +150,19 @@ def test_an_extra_that_is_missing_is_named(name: str, monkeypatch: pytest.Monkey
     with pytest.raises(MissingExtra, match=rf"{name} is not installed.*pip install 'loralab\[{name}\]'"):
         check_extras(recipe, trains=True)
     check_extras(recipe, trains=False)  # a finished run is scored and asked without
+
+
+def test_a_finished_comparison_is_written_anew_without_its_trackers(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(recipe: Recipe) -> None:
+        raise InterruptedError("what comes after the libraries")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda library: None if library == "wandb" else object())
+    monkeypatch.setattr(comparison, "read_evaluation_rows", read)
+    (workshop / "done").mkdir()
+    (workshop / "done" / "recipe.yaml").touch()
+    for state, end in (("stopped", MissingExtra), ("finished", InterruptedError)):
+        monkeypatch.setattr(Run, "state", state)
+        with pytest.raises(end):
+            comparison.compare(recipe(workshop, "wandb"), workshop / "done", resume=True)
