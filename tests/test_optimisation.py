@@ -17,6 +17,7 @@ from loralab import LoRASpec, attach
 from loralab.data.batches import Batch
 from loralab.on_torch import loss as loss_module
 from loralab.on_torch.diagnose import first_not_finite
+from loralab.on_torch.forward import inputs_of
 from loralab.on_torch.load import load_weights
 from loralab.on_torch.loss import token_losses
 from loralab.on_torch.models.t5 import T5
@@ -212,7 +213,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_module(broken: 
 
 
 def test_a_weight_that_is_not_finite_is_named(engine: TorchEngine) -> None:
-    tensors: list[Any] = [engine._inputs(engine.model, batch([0]))]
+    tensors: list[Any] = [inputs_of(engine.model, batch([0]))]
     assert first_not_finite(engine.model, tensors) == "The forward pass is finite; the gradient is not."
     with torch.no_grad():
         engine.model.get_parameter("encoder.final_layer_norm.weight")[3] = float("nan")

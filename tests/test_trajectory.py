@@ -19,6 +19,7 @@ from loralab.data.encode import encode
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
 from loralab.embedded import model_folder
+from loralab.on_torch.forward import batch_losses
 from loralab.on_torch.step import TorchEngine, open_engine
 from loralab.recipe_file import load_recipe
 from loralab.schedule import rate_at
@@ -112,9 +113,7 @@ def gradients_agree(engine: TorchEngine, peers: Peers, batch: Batch) -> None:
     twin = Peers(engine, peers.settings)
     twin.loss(batch).backward()
     engine.model.train()
-    from loralab.on_torch.forward import token_losses
-
-    token_losses(engine.model, *engine._tensors(batch)).mean().backward()
+    batch_losses(engine.model, batch, 0.0).mean().backward()
     largest = max(float(theirs.grad.abs().max()) for theirs in twin.parameters(engine).values())
     for name, theirs in twin.parameters(engine).items():
         mine, size = ours(engine)[name], float(theirs.grad.abs().max())
