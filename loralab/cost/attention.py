@@ -9,8 +9,6 @@ from loralab.cost.layers import Weights, coins
 from loralab.cost.operations import FLOAT
 from loralab.cost.tape import Gradients, Tensor, operation
 
-FEW = 8  # queries up to which attention is two plain products
-
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, Q, H·E] -> [B, H, Q, E], a view."""
@@ -37,11 +35,11 @@ def attention(
     """softmax(q kᵀ + bias) v of [B, H, Q, E], by the path that the real one takes.
 
     Args:
-        own_path: with dropout or few queries on a CPU two plain products with our dropout (on_torch/attention.py), else
+        own_path: with dropout on a CPU two plain products with our dropout (on_torch/attention.py), else
             PyTorch's kernel, which on a CPU falls back to products of its own where there is dropout or the bias learns.
         scaled: scores are, and without a bias what is behind each query is hidden.
     """
-    if model.on_cpu and own_path and (rate or q.shape[2] <= FEW):
+    if model.on_cpu and own_path and rate:
         return _plain_attention(model, q, k, v, bias, rate, scaled)
     if model.on_cpu and (rate or (bias is not None and bias.learns)):
         return _composed_attention(model, q, k, v, bias, rate)
@@ -63,8 +61,7 @@ def _plain_attention(
         scores = ops.elementwise(scores, [model.meter.new((queries, keys), ops.BOOL)])
     weights = ops.activation(scores, keeps_input=False)
     del scores
-    if rate:
-        weights = ops.multiply(weights, coins(model, weights))
+    weights = ops.multiply(weights, coins(model, weights))
     mixed = ops.batched_product(weights.view(number, queries, keys), _contiguous(v, (number, keys, size)))
     return mixed.view(rows, heads, queries, size)
 
