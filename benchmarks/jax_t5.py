@@ -95,7 +95,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--float64", action="store_true", help="weights, products and optimizers in fp64")
     parser.add_argument("--together", action="store_true", help="JAX takes over PyTorch's weights before every step")
     parser.add_argument("--out", type=Path, default=Path("jax-t5"))
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.together and options.float64:
+        parser.error(
+            "--together takes weights over through an adapter's folder, which is in fp32: leave --float64 out."
+        )
+    return options
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
@@ -145,10 +150,7 @@ class InJax:
         self.engine, self.recipe, self.options = engine, recipe, options
         self.dtype = np.dtype("float64" if options.float64 else "float32")
         self.model, self.base = load_weights(model_folder(recipe.model.name), self.dtype)
-        spec = recipe.lora.model_copy(update={"disabled": True})
-        if engine.adapter is not None:
-            engine.adapter.save(options.out / "start")
-            spec, _ = load_adapter(options.out / "start", self.model, self.base)
+        spec = recipe.lora.model_copy(update={"disabled": engine.adapter is None})
         self.adapted = adapt(spec, self.model.token_losses, self.base)
         self.optimizer = optax.chain(shortened(1.0), optax.adamw(self.rate, weight_decay=0.0))
         self.trained = self.theirs()

@@ -20,6 +20,7 @@ from loralab.data.batches import Batch, collate, evaluation_batches
 from loralab.data.cache import Facts, cached
 from loralab.data.encoded import EncodedSplit
 from loralab.on_torch.cuts import Cut
+from loralab.on_torch.forward import tensors_of
 from loralab.on_torch.heads import head_parameters
 
 TOKENS_PER_BATCH = 8192
@@ -61,7 +62,7 @@ class Features:
         for place, row in zip(states, found, strict=True):
             place[: len(row)] = row
         on_device = torch.from_numpy(states).view(self.dtype).to(self.device)
-        return self.cut.logits(on_device, *self._tensors(batch))
+        return self.cut.logits(on_device, *tensors_of(batch, self.device)[:2])
 
     def _write(
         self, folder: Path, encoded: EncodedSplit, ends: NDArray[np.int64], on_done: Callable[[int], None]
@@ -71,7 +72,7 @@ class Features:
         states = np.lib.format.open_memmap(folder / "states.npy", "w+", np.dtype(STORED[self.dtype]), shape)
         self.cut.model.eval()
         for rows in evaluation_batches(*lengths, tokens_per_batch=TOKENS_PER_BATCH):
-            given = self.cut.states(*self._tensors(collate(encoded, rows, self.pad_id))).cpu()
+            given = self.cut.states(*tensors_of(collate(encoded, rows, self.pad_id), self.device)[:2]).cpu()
             bits = given.view(torch.uint16).numpy() if self.dtype == torch.bfloat16 else given.numpy()
             for row, found in zip(rows, bits, strict=True):
                 start = ends[row - 1] if row else 0
@@ -79,10 +80,6 @@ class Features:
             on_done(done := done + len(rows))
         states.flush()
         return {}
-
-    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        ids, mask = (torch.from_numpy(array).to(self.device) for array in (batch.source_ids, batch.source_mask))
-        return ids, mask
 
 
 def _digest(cut: Cut) -> str:
