@@ -56,7 +56,7 @@ def make_adapter(base: Path, folder: Path) -> Path:
     config = LoraConfig(
         r=8, lora_alpha=8, target_modules=TARGETS, fan_in_fan_out=True, init_lora_weights=False, task_type="CAUSAL_LM"
     )
-    get_peft_model(GPT2LMHeadModel.from_pretrained(base), config).save_pretrained(folder)
+    get_peft_model(GPT2LMHeadModel.from_pretrained(base), config).save_pretrained(str(folder))
     return folder
 
 
@@ -110,6 +110,7 @@ def prompts_of(base: Path, options: Namespace, count: int) -> Prompts:
 
 def settings(base: Path, adapter: Path, merged: bool) -> dict[str, Callable[[], Ours | Peer]]:
     """Name -> what makes that side at that setting."""
+    ours: dict[str, Callable[[], Ours | Peer]]
     ours = {f"ours, {dtype}": partial(Ours, base, adapter, merged, dtype) for dtype in DTYPES}
     peers = {
         f"{name}, {dtype}, {attention}": partial(Peer, base, adapter, merged, name == "spared", dtype, attention)

@@ -15,6 +15,7 @@ import json
 import tempfile
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ class Peer:
     def __init__(self, base: Path, setting: Setting, beams: int, options: Namespace) -> None:
         dtype = torch.bfloat16 if setting.dtype == "bf16 weights" else torch.float32
         self.device, self.setting, self.options = choose_device("auto"), setting, options
-        self.model = T5ForConditionalGeneration.from_pretrained(
+        model: Any = T5ForConditionalGeneration.from_pretrained(
             base, dtype=dtype, attn_implementation=setting.attention
         )
-        self.model.to(self.device).eval()
+        self.model = model.to(self.device).eval()
         self.lengths = {"min_new_tokens": options.new_tokens, "max_new_tokens": options.new_tokens}
         self.beams = beams
 
@@ -84,7 +85,7 @@ def measure(base: Path, options: Namespace, beams: int) -> dict[str, Any]:
     say(f"The peer's settings with {beams} beam{'s' if beams > 1 else ''}:")
     for setting in GRID:
         peer = Peer(base, setting, beams, options)
-        grid[str(setting)] = seconds(lambda peer=peer: peer.answer(sources))
+        grid[str(setting)] = seconds(partial(peer.answer, sources))
         say(f"  {setting!s:<32} {grid[str(setting)]:8.2f} s")
     best = next(setting for setting in GRID if str(setting) == min(grid, key=lambda name: grid[name]))
     ours, peer = Ours(base, beams, options), Peer(base, best, beams, options)

@@ -15,20 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from transformers import (
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel, T5ForConditionalGeneration
+from transformers.utils import logging
 
 from loralab.config import Recipe
 from loralab.recipe_file import load_recipe
@@ -78,12 +72,11 @@ def arguments(about: str) -> argparse.ArgumentParser:
 def make_base(folder: Path, data: Path, family: str = "t5", **sizes: int) -> Path:
     """A folder with a random model and its tokenizer, as the hub would hold it; `sizes` in the place of GPT-2's."""
     torch.manual_seed(0)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    model: PreTrainedModel = (
-        T5ForConditionalGeneration(T5Config(**SMALL)) if family == "t5" else GPT2LMHeadModel(GPT2Config(**sizes))
-    )
-    model.save_pretrained(folder)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    config = AutoConfig.for_model(family, **(SMALL if family == "t5" else sizes))
+    kind: Any = T5ForConditionalGeneration if family == "t5" else GPT2LMHeadModel
+    kind(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(data / "tokenizers" / family).save_pretrained(folder)
     return folder
 
@@ -133,7 +126,7 @@ def machine() -> dict[str, Any]:
     names = (
         [torch.cuda.get_device_name()] if torch.cuda.is_available() else [platform.processor() or platform.machine()]
     )
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
+    versions = {"torch": torch.__version__, "transformers": version("transformers"), "numpy": np.__version__}
     return {"device": names[0], "threads": torch.get_num_threads(), **versions}
 
 

@@ -33,7 +33,7 @@ from loralab.data.encoded import EncodedSplit
 from loralab.evaluate import encode_rows
 from loralab.labels import Labels
 from loralab.material import read_training_rows
-from loralab.on_torch.load import model_folder
+from loralab.model_files import model_folder
 from loralab.on_torch.step import TorchEngine, open_engine
 from loralab.recipe_file import load_recipe
 
@@ -57,7 +57,9 @@ class Ours:
     def __init__(self, options: Namespace, method: str, once: bool = True) -> None:
         recipe, self.epochs, self.once = recipe_of(options, method), options.epochs, once
         self.engine: TorchEngine = open_engine(recipe, labels=Labels(("neg", "pos")))
-        self.rows = encode_rows(self.engine, recipe, read_training_rows(recipe), (128, 1))
+        rows = encode_rows(self.engine, recipe, read_training_rows(recipe), (128, 1))
+        assert isinstance(rows, EncodedSplit)
+        self.rows = rows
 
     def train(self) -> float:
         """Seconds, from an empty cache."""
@@ -103,7 +105,7 @@ class Peer:
                 bf16=self.bf16, use_cpu=not torch.cuda.is_available(), save_strategy="no", logging_strategy="no",
                 report_to="none", disable_tqdm=True,
             )  # fmt: skip
-            trainer = Trainer(self.model, settings, train_dataset=self.rows, processing_class=self.tokenizer)  # type: ignore[arg-type]
+            trainer = Trainer(self.model, settings, train_dataset=self.rows, processing_class=self.tokenizer)
             return seconds(trainer.train)
 
 

@@ -25,17 +25,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import loralab
 from loralab.data.readers import jsonl_records
 from loralab.families.t5 import SIZES, T5Config, config_json, deviation
 from loralab.model_files import INDEX
+from loralab.on_torch.dropout import set_dropout
 from loralab.on_torch.models.t5 import T5
-from loralab.on_torch.prepare import set_dropout
 
 SHARD, SPARE = 2**30, 5 * 2**30
 SOURCE, TARGET = 255, 50
@@ -121,7 +122,7 @@ def draw(name: str, shape: torch.Size, config: T5Config, generator: torch.Genera
 # The steps
 
 
-def train(folder: Path, options: argparse.Namespace) -> dict[str, float | list[float]]:
+def train(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Loads, attaches and takes the steps."""
     start = time.perf_counter()
     quantize = None if options.quantize == "none" else options.quantize
@@ -151,20 +152,20 @@ def train(folder: Path, options: argparse.Namespace) -> dict[str, float | list[f
     }
 
 
-def dialogue(data: Path, tokenizer: object, device: torch.device) -> tuple[Tensor, Tensor]:
+def dialogue(data: Path, tokenizer: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     """[1, 255] and [1, 50]: the first row of SAMSum that is as long, cut."""
     for record in jsonl_records(data / "samsum/train.jsonl.gz"):
-        texts = ("summarize: " + record.cells["dialogue"], SOURCE), (record.cells["summary"], TARGET)
-        ids = [tokenizer(text, truncation=True, max_length=length).input_ids for text, length in texts]  # type: ignore[operator]
+        texts = (f"summarize: {record.cells['dialogue']}", SOURCE), (record.cells["summary"], TARGET)
+        ids = [tokenizer(text, truncation=True, max_length=length).input_ids for text, length in texts]
         if [len(each) for each in ids] == [SOURCE, TARGET]:
             source, target = (torch.tensor([each], device=device) for each in ids)
             return source, target
     sys.exit("No row of SAMSum is that long.")
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, source: Tensor, target: Tensor) -> float:
+def step(model: Any, optimizer: torch.optim.Optimizer, source: Tensor, target: Tensor) -> float:
     """The loss before the update."""
-    loss = model.token_losses(source, None, target).mean()  # type: ignore[operator]
+    loss: Tensor = model.token_losses(source, None, target).mean()
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -172,8 +173,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, source: Tensor, tar
 
 
 @torch.no_grad()
-def measure(model: nn.Module, source: Tensor, target: Tensor) -> float:
-    return model.token_losses(source, None, target).mean().item()  # type: ignore[operator]
+def measure(model: Any, source: Tensor, target: Tensor) -> float:
+    return float(model.token_losses(source, None, target).mean())
 
 
 # Memory

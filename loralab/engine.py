@@ -77,10 +77,15 @@ class Engine(Protocol):
     device: str
     dtype: str
     dtype_reason: str
-    trainable: int
-    total: int
-    summary: str
-    note: str | None
+
+    @property
+    def trainable(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def note(self) -> str | None: ...
 
     def train_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
         """One update from all of these batches, each target token weighing the same; none where the result is not finite."""

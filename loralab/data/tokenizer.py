@@ -85,7 +85,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path, special
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, names.index(end))]
         )
-    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **special.names,
         extra_special_tokens=list(sentinels),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 from torch import nn
 
 from loralab.families import HEADS
+from loralab.labels import Labels
 
 POOLER = "pooler"  # of the encoder, and yet a part of the head
 
@@ -34,6 +37,17 @@ def head_parameters(model: nn.Module) -> list[str]:
     """The names of the parameters of a classifier's head."""
     roots = tuple(f"{name}." for name in head_modules(model))
     return [name for name, _ in model.named_parameters() if roots and name.startswith(roots)]
+
+
+def head_in_words(
+    model: nn.Module, trained: Iterable[nn.Parameter], saved: Collection[str], fresh: bool, labels: Labels
+) -> str:
+    """What is to be known of a classifier's head: where it came from, and what becomes of it."""
+    names, ids = set(head_parameters(model)), {id(parameter) for parameter in trained}
+    origin = "freshly initialised" if fresh else "the base's"
+    state = "trained" if any(id(p) in ids for name, p in model.named_parameters() if name in names) else "frozen"
+    with_adapter = " and saved with the adapter" if names & set(saved) else ""
+    return f"Head: {origin}, {state}{with_adapter}. Labels: {', '.join(labels.names)}."
 
 
 def _has_weights(module: object) -> bool:

@@ -35,7 +35,7 @@ from loralab.on_torch.diagnose import first_not_finite
 from loralab.on_torch.features import Features
 from loralab.on_torch.forward import batch_logits, batch_losses, inputs_of, tensors_of
 from loralab.on_torch.generate import generate_ids
-from loralab.on_torch.heads import head_parameters
+from loralab.on_torch.heads import head_in_words
 from loralab.on_torch.kinds import check_kind, check_looks_back
 from loralab.on_torch.load import check_vocabulary, load_weights, save_model
 from loralab.on_torch.memory import peak_memory
@@ -135,26 +135,15 @@ class TorchEngine:
     @property
     def summary(self) -> str:
         text = str(self.adapter) if self.adapter else f"Trained: {self.trainable:,} of {self.total:,} parameters."
-        head = "" if self.labels is None else self._about_head()
+        head = ""
+        if self.labels is not None:
+            saved = () if self.adapter is None else self.adapter.tuned
+            head = head_in_words(self.model, self.parameters, saved, bool(self._fresh), self.labels)
         return "\n".join(filter(None, [text, storage_in_words(self.model), head]))
 
     @property
     def note(self) -> str | None:
         return self.adapter.note if self.adapter else None
-
-    def _about_head(self) -> str:
-        """What is to be known of a classifier's head."""
-        assert self.labels is not None
-        trained = {id(parameter) for parameter in self.parameters}
-        head = [p for name, p in self.model.named_parameters() if name in head_parameters(self.model)]
-        state = "trained" if any(id(parameter) in trained for parameter in head) else "frozen"
-        origin = "freshly initialised" if self._fresh else "the base's"
-        saved = (
-            " and saved with the adapter"
-            if self.adapter and any(p in head_parameters(self.model) for p in self.adapter.tuned)
-            else ""
-        )
-        return f"Head: {origin}, {state}{saved}. Labels: {', '.join(self.labels.names)}."
 
     def train_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
         self._set_training()
