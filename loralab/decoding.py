@@ -68,8 +68,10 @@ def decoding_of(settings: dict[str, Any]) -> Decoding:
     """Those of the arguments that are settings of generation.
 
     Raises:
-        UserError: a setting is out of its bounds, or means nothing with the others.
+        UserError: a setting is out of its bounds, or means nothing with the others; `texts` is a single text.
     """
+    if isinstance(text := settings.get("texts"), str):
+        raise UserError(f"texts is the one text {text[:40]!r}; it must be a list of texts, if need be of one: [text].")
     try:
         return Decoding(**{name: value for name, value in settings.items() if name in Decoding.model_fields})
     except ValidationError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from loralab.adapter import AdapterFiles, missing_modules
 from loralab.errors import AdapterError, nearest
 from loralab.fingerprint import Fingerprint, difference
+from loralab.targets import refuse_shared
 
 Shape = tuple[int, ...]
 
@@ -26,12 +27,16 @@ class Base:
     """Every parameter under its name in Hugging Face's files, and its shape there."""
     fingerprint: Callable[[Iterable[str]], Fingerprint]
     """That of the parameters of these names, as far as the base has them."""
+    sharing: Collection[str]
+    """Modules whose weight has a second use."""
 
 
 def check_fits(stored: AdapterFiles, base: Base, folder: str | Path) -> None:
-    """Raises AdapterError where the adapter was trained on another base, has tensors too many or too few, or of another shape."""
+    """Raises AdapterError where the adapter was trained on another base, has tensors too many or too few, or of another shape;
+    TargetError where it changes a weight with several uses."""
     _check_base(stored, base, folder)
     _check_names(stored, base, folder)
+    refuse_shared([*stored.updates, *(name.rpartition(".")[0] for name in stored.tuned)], base.sharing)
     for target, arrays in stored.updates.items():
         _check_update(stored, target, arrays, base.maps[target], folder)
     for parameter, array in stored.tuned.items():

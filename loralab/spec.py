@@ -60,7 +60,7 @@ class LoRASpec(BaseModel):
     """Train the length of each row of W apart from its direction (Liu et al. 2024, https://arxiv.org/abs/2402.09353)."""
     init: Literal["kaiming", "gaussian", "normal", "kaiming_normal"] = "kaiming"
     """Start of A: kaiming-uniform (PEFT's default), N(0, 1/r²) (PEFT's "gaussian"), N(0, 1), or N(0, 2/in). B starts at zero."""
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] | None = None
     """Seed of that start; None means the training's seed in a recipe, and 0 elsewhere."""
     disabled: bool = False
     """No adapter: the whole model is trained."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from loralab.errors import TargetError, nearest
@@ -74,6 +74,20 @@ def check_patterns(patterns: Mapping[str, object], names: list[str], purpose: st
             raise TargetError(
                 f"{purpose} {pattern!r} matches none of the {len(names)} adapted modules. It must reach the end of a name, "
                 f"such as {names[0]!r}. {nearest(pattern, _tails(names))}"
+            )
+
+
+def refuse_shared(chosen: Iterable[str], shared: Container[str]) -> None:
+    """Raises TargetError where a module is chosen whose weight has a second use.
+
+    An update would reach only one of the uses, in PEFT and Transformers without a word; and where it reached all, its files would
+    not say so.
+    """
+    for name in chosen:
+        if name in shared:
+            raise TargetError(
+                f"{name!r} shares its weight with another module: of the embeddings of encoder and decoder, or of input and output. "
+                "An adapter would reach one of them alone: leave it out, or train the whole model."
             )
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from loralab.errors import RecipeError
 from loralab.model_settings import Count, Settings
 
-Seed = Annotated[int, Field(ge=0, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 TrackerName = Literal["tensorboard", "wandb"]
 
 DEFAULT_TOKENS_PER_BATCH = 4096

@@ -292,3 +292,8 @@ def test_a_wrong_setting_is_one_clear_error(settings: dict[str, Any], message: s
     with pytest.raises(UserError, match=message) as error:
         generate(model, None, ["text"], **{"max_new_tokens": 4, **settings})  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+def test_one_text_is_no_list_of_texts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"texts is the one text 'text'; it must be a list of texts, if need be of one"):
+        generate(ours(make_t5(tmp_path / "t5")), None, "text", max_new_tokens=4)  # type: ignore[arg-type]

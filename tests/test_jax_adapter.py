@@ -4,6 +4,7 @@ fit."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tiny import make_t5
 from loralab import LoRASpec, attach
 from loralab import load_adapter as load_in_torch
 from loralab.adapter import read
-from loralab.errors import AdapterError
+from loralab.errors import AdapterError, TargetError
 from loralab.on_jax import lora_init
 from loralab.on_jax.load import load_weights
 from loralab.on_jax.models.t5 import T5
@@ -177,6 +178,30 @@ def save_tied(folder: Path) -> None:
     save_adapter(folder / "a", model, params, spec, lora_init(spec, model.forward, params)[0])
 
 
+def save_shared_whole(folder: Path) -> None:
+    model, params = load_weights(make_t5(folder, "untied"))
+    spec = LoRASpec(rules=["q"], modules_to_save=["shared"])
+    save_adapter(folder / "a", model, params, spec, lora_init(spec, model.forward, params)[0])
+
+
+def load_shared(folder: Path, **settings: Any) -> None:
+    get_peft_model(hf_t5(make_t5(folder, "untied")), LoraConfig(**settings)).save_pretrained(folder / "a")
+    (folder / "a/loralab.json").unlink(missing_ok=True)
+    load_adapter(folder / "a", *load_weights(folder))
+
+
+def save_of_another_spec(folder: Path) -> None:
+    model, params = load_weights(make_t5(folder))
+    trained = lora_init(LoRASpec(rules=["q"], rank=4), model.forward, params)[0]
+    save_adapter(folder / "a", model, params, LoRASpec(rules=["q"], rank=8), trained)
+
+
+def save_too_little(folder: Path) -> None:
+    model, params = load_weights(make_t5(folder))
+    trained = lora_init(LoRASpec(rules=["q"]), model.forward, params)[0]
+    save_adapter(folder / "a", model, params, LoRASpec(rules=["q", "v"]), trained)
+
+
 def load_head_alone(folder: Path) -> None:
     config = LoraConfig(target_modules=["q"], modules_to_save=["lm_head"])
     peft = get_peft_model(hf_t5(make_t5(folder, "untied")), config)
@@ -189,6 +214,23 @@ def load_head_alone(folder: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a whole model": (save_disabled, r"there is no adapter\. Save it with save_model"),
     "a tied embedding": (save_tied, r"'shared' shares its weight with another module"),
+    "an embedding trained whole": (save_shared_whole, r"'shared' shares its weight with another module"),
+    "PEFT's LoRA on an embedding": (
+        partial(load_shared, target_modules=["q", "shared"]),
+        r"'shared' shares its weight",
+    ),
+    "PEFT's embedding": (
+        partial(load_shared, target_modules=["q"], modules_to_save=["shared"]),
+        r"'shared' shares its weight",
+    ),
+    "another rank": (
+        save_of_another_spec,
+        r"q' has the shapes \{'A': \(4, \d+\).*; with this spec they are \{'A': \(8,",
+    ),
+    "too little": (
+        save_too_little,
+        r"What is trained lacks 'decoder.block.0.layer.0.SelfAttention.v', which this spec trains",
+    ),
     "a head alone": (load_head_alone, r"holds no update of LoRA's"),
 }
 
@@ -196,6 +238,6 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_has_no_place_is_refused_by_name(case: str, tmp_path: Path) -> None:
     do, message = REFUSED[case]
-    with pytest.raises(AdapterError, match=message):
+    with pytest.raises((AdapterError, TargetError), match=message):
         do(tmp_path)
     assert not (tmp_path / "a/loralab.json").exists(), "nothing is half-written"

@@ -64,6 +64,12 @@ def test_the_update_stays_apart(name: str) -> None:
     assert formed(*case) == []
 
 
+def test_nothing_of_a_trace_is_kept() -> None:
+    adapted, base, trainable = prepared(FACTORED["scan, rematerialised"])
+    with jax.checking_leaks():
+        jax.jit(adapted)(base, trainable, X)
+
+
 @pytest.mark.parametrize("name", STRETCHED)
 def test_dora_stays_apart(name: str) -> None:
     assert_same(*both_ways(*prepared(FACTORED[name], use_dora=True)))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array, lax
+from jax.experimental import pallas
 from jax_programs import Reader, random
 
 from loralab import LoRASpec
@@ -52,10 +53,16 @@ def gradient(f: Callable[..., Array]) -> Callable[..., Any]:
         (lambda x, w: lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x) @ w[0], 1),
         (gradient(lambda x, w: (x @ w[0]).sum()), 2),
         (lambda x, w: (x @ w[0], x @ w[1])[0], 1),
+        (lambda x, w: jax.jit(lambda x: (x @ w[0], x @ w[1]))(x)[0], 1),
+        (lambda x, w: lax.scan(lambda c, _: ((c[0] @ w[0], c[1] @ w[1]), None), (x, x), None, length=3)[0][0], 3),
+        (gradient(lambda x, w: jax.jit(lambda x: jnp.tanh(x @ w[0]).sum())(x)), 3),
+        (lambda x, w: lax.ragged_dot(x, w, jnp.full(LAYERS, ROWS // LAYERS)), 1),
+        (gradient(lambda x, w: jnp.sin(lax.ragged_dot(x, w, jnp.full(LAYERS, ROWS // LAYERS))).sum()), 3),
     ],
     ids=[
         "product", "jit", "batch", "scan", "scan, gradient", "scan, gradient, remat", "vmap", "fori", "the dearest branch",
         "a loop without products", "no value that only the gradient's function has", "no dead product",
+        "none in a jit", "none in a scan", "gradient of a jit", "ragged", "ragged, gradient",
     ],
 )  # fmt: skip
 def test_flops_equal_the_formula(f: Callable[..., Any], expected: int | None) -> None:
@@ -73,6 +80,15 @@ def test_shapes_are_enough() -> None:
 def test_a_while_loop_is_refused() -> None:
     with pytest.raises(UserError, match=r"a while loop with products in it, and nothing in it says how often"):
         flops.count(lambda x, w: lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ w[0], x), X, MATRICES)
+
+
+def test_a_kernel_of_pallas_is_refused() -> None:
+    def kernel(x: Any, y: Any) -> None:
+        y[...] = x[...] @ x[...]
+
+    square = jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32)
+    with pytest.raises(UserError, match=r"a kernel of Pallas, whose products cannot be counted"):
+        flops.count(pallas.pallas_call(kernel, out_shape=square), square)
 
 
 CONVOLUTIONS: dict[str, tuple[dict[str, Any], int, int]] = {

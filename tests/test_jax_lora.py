@@ -17,7 +17,7 @@ import optax
 import oracle
 import orbax.checkpoint
 import pytest
-from flax import nnx
+from flax import linen, nnx
 from flax.training.train_state import TrainState
 from jax import Array
 from jax_programs import INPUTS, OUTPUTS, ROWS, TWO_LAYERS, Reader, moved, random, two_layers
@@ -139,6 +139,17 @@ def test_a_bf16_base_has_fp32_factors_and_bf16_products() -> None:
     np.testing.assert_allclose(y.astype(float), wide, rtol=0.05, atol=0.05)  # the same
 
 
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_])
+def test_inputs_of_whole_numbers_meet_the_update_in_its_own_dtype(dtype: Any) -> None:
+    """JAX leaves such an input as it is: cast to its dtype, the factors would all be zero."""
+    x, params = (X > 0).astype(dtype), {"q": {"kernel": W}}
+    trainable, apply_fn, merge_fn = lora_init(LoRASpec(rank=2, rules="q"), product, params)
+    trainable = moved(trainable)
+    close(apply_fn(trainable, x), product(merge_fn(trainable), x))
+    apart = jax.grad(lambda t: jnp.sin(apply_fn(t, x)).sum())(trainable)
+    close(apart, jax.grad(lambda t: jnp.sin(product(merge_fn(t), x)).sum())(trainable))
+
+
 # Dropout
 
 
@@ -163,6 +174,17 @@ def test_dropout_is_per_element_and_shared_by_those_who_read_the_same(shared: bo
     kept = apply_fn(trainable, jnp.ones((8, 400)), lora_rng=key)[0]
     assert float(kept.mean()) == pytest.approx(400, rel=0.05)  # 3,200 coins, and 1/(1 − 0.25)
     close(apply_fn(trainable, x, lora_rng=None)[0], x.sum(1, keepdims=True))
+
+
+def test_those_who_cast_an_input_share_its_mask() -> None:
+    def f(params: Any, x: Array) -> Array:
+        return [x.astype(jnp.bfloat16) @ params[name] for name in ("q", "v")]
+
+    params = {"q": jnp.zeros((40, 1), jnp.bfloat16), "v": jnp.zeros((40, 1), jnp.bfloat16)}
+    _, apply_fn, _ = lora_init(LoRASpec(rank=1, rules=["q", "v"], dropout=0.5), f, params)
+    trainable = {name: {"A": jnp.ones((1, 40)), "B": jnp.ones((1, 1))} for name in params}
+    q, v = apply_fn(trainable, jnp.ones((8, 40)), lora_rng=jax.random.key(0))
+    assert (q == v).all() and len(set(q[:, 0].tolist())) > 1
 
 
 def test_each_turn_of_a_scan_draws_its_own_mask() -> None:
@@ -201,6 +223,8 @@ def test_dropout_must_be_said_and_possible() -> None:
     trainable, apply_fn, _ = lora_init(spec, product, {"q": {"kernel": W}})
     with pytest.raises(TargetError, match=r"dropout is 0.1: pass lora_rng=key in training and lora_rng=None elsewhere"):
         apply_fn(trainable, X)
+    with pytest.raises(TargetError, match=r"lora_rng is 0; it must be a key, such as jax.random.key\(0\), or None"):
+        apply_fn(trainable, X, lora_rng=0)
     trainable, apply_fn, _ = lora_init(spec, lambda p: jnp.sum(p["q"]), {"q": W})
     with pytest.raises(TargetError, match=r"LoRA on 'q'.*'reduce_sum'.*no input to drop.*Set dropout to 0"):
         apply_fn(trainable, lora_rng=jax.random.key(0))
@@ -258,6 +282,11 @@ def test_what_cannot_be_meant_is_refused_by_name(settings: dict[str, Any], messa
     ("axes", "message"),
     [
         ({"conv": "lix"}, "axes 'lix' of 'conv': a letter for each axis, l (layers), i (input) or o (output)"),
+        (
+            {"conv": "iii"},
+            "axes 'iii' of 'conv': a letter for each axis, l (layers), i (input) or o (output), and both i and o",
+        ),
+        ({"ids": "io"}, "axes 'io' of 'ids': 'ids' is a tensor of int32 [2, 3], and is not trained"),
         ({"conv": "io"}, "axes 'io' of 'conv' has 2 letters; the weights have [3, 4, 5]"),
         ({"convolution": "iio"}, "axes of 'convolution' matches no module"),
     ],
@@ -265,6 +294,35 @@ def test_what_cannot_be_meant_is_refused_by_name(settings: dict[str, Any], messa
 def test_axes_that_fit_nothing_are_refused(axes: dict[str, str], message: str) -> None:
     with pytest.raises(TargetError, match=re.escape(message)):
         lora_init(LoRASpec(rules="conv"), product, NAMED, axes=axes)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("query", (8, 2, 4), "such as axes={'query': 'ioo'}"),
+        ("conv", (3, 3, 2, 4), "such as axes={'conv': 'iiio'}"),
+        ("q", (3, 2, 4), "such as axes={'q': 'lio'}"),
+        ("norms", (3, 4), None),
+        ("norm_proj", (3, 4), None),
+        ("layer_norm", (3, 4), "a vector of float32 [3, 4], by its name (axes say otherwise)"),
+        ("ln_1", (3, 4), "a vector of float32 [3, 4], by its name (axes say otherwise)"),
+        ("pos_embedding", (1, 3, 4), "'pos_embedding', a tensor of float32 [1, 3, 4]; LoRA wraps matrices"),
+    ],
+)
+def test_a_name_says_what_an_array_is(name: str, shape: tuple[int, ...], message: str | None) -> None:
+    params = {name: {"weight": jnp.ones(shape)}, "other": {"kernel": W}}
+    if message is None:
+        assert list(lora_init(LoRASpec(rules=name), product, params)[0]) == [name]
+    else:
+        with pytest.raises(TargetError, match=re.escape(message)):
+            lora_init(LoRASpec(rules=name), product, params)
+
+
+def test_positions_and_gammas_are_no_matrices_to_a_rule_that_takes_all() -> None:
+    params = {"pos_embedding": jnp.ones((1, 3, 4)), "first": {"ln_gamma": jnp.ones((3, 4)), "w": W}}
+    for rules in ("all-linear", "re:.*"):
+        assert list(lora_init(LoRASpec(rules=rules), product, params)[0]) == ["first.w"]
+    assert list(lora_init(LoRASpec(rules="w", tune_vectors=True), product, params)[0]) == ["first.w", "first.ln_gamma"]
 
 
 def test_an_embedding_takes_no_dora_and_names_must_differ() -> None:
@@ -392,6 +450,37 @@ def test_a_train_state_and_an_orbax_checkpoint(tmp_path: Path) -> None:
     again = jax.jit(partial(apply_fn, activation="sin", lora_rng=None))
     close(forward(tuned, ids), again(trainable, ids))
     assert float(loss(forward(tuned, ids))) < 0.8 * float(loss(forward(params, ids)))
+
+
+class Normed(linen.Module):
+    @linen.compact
+    def __call__(self, x: Array) -> Array:
+        return linen.BatchNorm(use_running_average=True, name="norm")(linen.Dense(OUTPUTS, name="up")(x))
+
+
+class NormedInNNX(nnx.Module):
+    def __init__(self) -> None:
+        self.up, self.norm = nnx.Linear(INPUTS, OUTPUTS, rngs=nnx.Rngs(0)), nnx.BatchNorm(OUTPUTS, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Array) -> Array:
+        return self.norm(self.up(x), use_running_average=True)
+
+
+@pytest.mark.parametrize("door", ["linen", "nnx"])
+@pytest.mark.parametrize("settings", [{"rules": "up", "tune_vectors": True}, {"disabled": True}], ids=str)
+def test_running_statistics_are_never_trained(door: str, settings: dict[str, Any]) -> None:
+    if door == "linen":
+        model = Normed()
+        params, f = model.init(jax.random.key(0), X), model.apply
+    else:
+        graph, params = nnx.split(NormedInNNX())
+        f = lambda params, x: nnx.merge(graph, params)(x)  # noqa: E731
+    trainable, apply_fn, _ = lora_init(LoRASpec(**settings), f, params)
+    trained = {"up", "up.bias", "norm.bias", "norm.scale"}
+    assert {name.removeprefix("params.") for name in trainable} == (
+        trained if "rules" in settings else trained - {"up"} | {"up.kernel"}
+    )
+    close(apply_fn(trainable, X), f(params, X))
 
 
 def test_an_nnx_model() -> None:

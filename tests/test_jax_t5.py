@@ -159,12 +159,21 @@ def test_a_trained_model_on_real_dialogues(data_folder: Path, dialogues: Split) 
 def test_a_saved_model_is_read_by_transformers_and_read_again(folder: Path, tmp_path: Path) -> None:
     model, params = load_weights(folder)
     doubled = jax.tree.map(lambda array: 2 * array, params)
-    save_model(model, doubled, tmp_path, folder)
+    save_model(tmp_path, model, doubled, str(folder))
     expected = dict(theirs(folder).named_parameters())
     for name, parameter in theirs(tmp_path).named_parameters():
         assert torch.equal(parameter, 2 * expected[name]), name
     again = dict(leaves(load_weights(tmp_path)[1]))
     assert all(np.array_equal(again[path], array) for path, array in leaves(doubled))
+
+
+def test_a_model_is_saved_with_a_base_that_is_there_or_not_at_all(folder: Path, tmp_path: Path) -> None:
+    model, params = load_weights(folder)
+    with pytest.raises(ModelError, match=r"There is no folder \./nowhere"):
+        save_model(tmp_path / "out", model, params, "./nowhere")
+    with pytest.raises(ModelError, match=r"encoder\.block\.0"):
+        save_model(tmp_path / "out", model, params | {"encoder": {}}, str(folder))
+    assert not (tmp_path / "out").exists()
 
 
 def test_shards_old_copies_and_fp16_are_read(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def save_for_others(
 ) -> list[Callable[..., Any]]:
     """What was trained, as PyTorch reads it from disk: with our T5, and with Transformers' and PEFT."""
     if spec.disabled:
-        save_model(model, trained, out, folder)
+        save_model(out, model, trained, str(folder))
         return [ours(out), hf_t5(out)]
     save_adapter(out, model, params, spec, trained, str(folder))
     plain = ours(folder)

@@ -6,11 +6,13 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import oracle
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
@@ -461,10 +463,14 @@ def test_a_setting_that_does_nothing_is_an_error() -> None:
         attach(Projections(), LoRASpec(rank=2))
 
 
-def test_a_tied_weight_is_refused() -> None:
-    model = T5(SIZES["t5-small"].__class__(16, 4, 32, 1, 1, 4, vocab_size=50))
+@pytest.mark.parametrize("spec", [{"rules": ["q", "shared"]}, {"rules": ["q"], "modules_to_save": ["shared"]}], ids=str)
+@pytest.mark.parametrize("whose", ["ours, tied", "ours", "theirs"])
+def test_a_weight_with_several_uses_is_refused(whose: str, spec: dict[str, Any], tmp_path: Path) -> None:
+    """T5's encoder and decoder read one embedding, whether or not it is the output head too."""
+    folder = tiny.make_t5(tmp_path, "tied-unscaled" if whose == "ours, tied" else "untied")
+    model = tiny.theirs(folder) if whose == "theirs" else tiny.ours(folder)
     with pytest.raises(TargetError, match="'shared' shares its weight"):
-        attach(model, LoRASpec(rank=2, rules=["shared"]))
+        attach(model, LoRASpec(rank=2, **spec))
 
 
 def test_a_failed_attach_leaves_the_model_as_it_was() -> None:

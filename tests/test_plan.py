@@ -87,7 +87,7 @@ SPECS = {
     "dora": ["lora.use_dora=true", "lora.rules=all-linear"],
     "pattern": ["lora.rank_pattern={SelfAttention.q: 2}"],
     "whole": ["lora.modules_to_save=[lm_head]"],
-    "embedding": ["lora.rules=[q, shared]"],
+    "embedding": ["lora.rules=[q, relative_attention_bias]"],
 }
 
 
@@ -103,6 +103,12 @@ def test_counts_and_file_are_those_of_a_real_adapter(case: str, tmp_path: Path) 
     sizes = sizes_of(base, trained_by(recipe, base), 4)
     assert (sizes.trainable, sizes.total) == (adapter.trainable, adapter.total)
     assert sizes.saved_bytes == (tmp_path / "adapter/adapter_model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("setting", ["lora.rules=[q, shared]", "lora.modules_to_save=[shared]"])
+def test_what_cannot_be_trained_is_not_planned(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="'shared' shares its weight"):
+        planned("t5-small-xsum", "variants={one: {}}", "published={}", setting)
 
 
 def test_the_weights_beside_a_config_say_whether_the_head_is_its_own(tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ from loralab.cost.model import Module, Shape
 from loralab.cost.operations import FLOAT
 from loralab.cost.step import Run, StepCost, Trained, packed_bytes, step_cost
 from loralab.cost.tape import Tensor
-from loralab.errors import TargetError
 from loralab.spec import LoRASpec
 from loralab.targets import Module as Target
-from loralab.targets import check_patterns, resolve, tuned_names
+from loralab.targets import check_patterns, refuse_shared, resolve, tuned_names
 
 PRECISIONS = {"float32": 4, "bfloat16": 2}
 KEPT = {"int8": 2, "nf4": 2}  # bytes of what is not quantised
@@ -41,10 +40,10 @@ def trained_by(recipe: Recipe, base: Base) -> Trained:
     targets = resolve(rules, _described(base))
     check_patterns(spec.rank_pattern, targets, "rank_pattern")
     check_patterns(spec.alpha_pattern, targets, "alpha_pattern")
-    if tied := [name for name in targets if name in base.tied]:
-        raise TargetError(f"{tied[0]!r} shares its weight with the output head: LoRA cannot adapt it.")
+    refuse_shared(targets, base.sharing)
     parameters = {name: len(shape) for module in base.modules for name, shape in module.parameters.items()}
     whole = set(tuned_names(spec, _names(base), parameters, targets))
+    refuse_shared((name.rpartition(".")[0] for name in whole), base.sharing)
     classifies, asked = recipe.data.label is not None, recipe.training.head
     if classifies and (asked == "trained" or (asked is None and not base.brings_head)):
         whole |= head

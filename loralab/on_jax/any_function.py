@@ -24,6 +24,7 @@ from loralab.on_jax.factored import STRUCTURE, Factored, dense, is_factored
 from loralab.on_jax.products import PRODUCTS
 
 Report = Callable[[str, str], None]
+ARRAY = object()  # in the place of an array
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,19 @@ def call(f: Callable[..., Any], scope: Scope, *args: Any, **kwargs: Any) -> Any:
     """f(*args, **kwargs), where leaves of the arguments may be Factored. Everything else reaches f as it is."""
     leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_factored)
     weights = {at: leaf for at, leaf in enumerate(leaves) if isinstance(leaf, Factored)}
-    returned: list[Any] = []
+    returned: list[Any] = []  # the results' tree, and what of them is no array
 
     def program(*plain: Array) -> list[Array]:
         places = dict(zip(weights, plain, strict=True))
         inner_args, inner_kwargs = jax.tree.unflatten(tree, [places.get(at, leaf) for at, leaf in enumerate(leaves)])
-        returned[:] = jax.tree.flatten(f(*inner_args, **inner_kwargs))
-        return [leaf for leaf in returned[0] if isinstance(leaf, jax.Array)]
+        results, tree_of_results = jax.tree.flatten(f(*inner_args, **inner_kwargs))
+        returned[:] = tree_of_results, [ARRAY if isinstance(result, jax.Array) else result for result in results]
+        return [result for result in results if isinstance(result, jax.Array)]
 
     traced = jax.make_jaxpr(program)(*[weight.W for weight in weights.values()])
     arrays = iter(_body(traced, scope, *weights.values()))
-    results, results_tree = returned
-    return jax.tree.unflatten(results_tree, [next(arrays) if isinstance(r, jax.Array) else r for r in results])
+    tree_of_results, results = returned
+    return jax.tree.unflatten(tree_of_results, [next(arrays) if result is ARRAY else result for result in results])
 
 
 def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], scope: Scope) -> list[Any]:
@@ -87,7 +89,10 @@ def _evaluate(jaxpr: Jaxpr, equation: JaxprEqn, operands: list[Any], scope: Scop
     # As a program of one operation: how an operation is bound differs between releases of JAX, this does not.
     variables = {v: x for v, x in zip(equation.invars, plain, strict=True) if not isinstance(v, Literal)}
     alone = jaxpr.replace(constvars=[], invars=[*variables], outvars=equation.outvars, eqns=[equation])
-    return jax.core.eval_jaxpr(alone, (), *variables.values())
+    results = jax.core.eval_jaxpr(alone, (), *variables.values())
+    if scope.masks is not None and name == "convert_element_type":
+        scope.masks.take_for(plain[0], results[0])
+    return results
 
 
 def _plain(value: Any, operation: str, scope: Scope) -> Any:

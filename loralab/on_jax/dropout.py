@@ -18,18 +18,24 @@ class Masks:
     def __init__(self, rate: float, shared: bool, key: Array) -> None:
         self.rate, self.shared, self.key = rate, shared, key
         self._keys = 0
-        self._dropped: dict[
-            int, tuple[Array, Array]
-        ] = {}  # by the input's identity; holds the input, so that none takes its place
+        # Both by an array's identity. They hold the array too, so that none takes its place.
+        self._kept: dict[int, tuple[Array, Array]] = {}
+        self._sources: dict[int, tuple[Array, Array]] = {}
 
     def drop(self, x: Array) -> Array:
         """x with `rate` of its elements zero, the others as they are: 1/(1−rate) is the caller's. Shared: one mask for one input."""
-        if self.shared and id(x) in self._dropped:
-            return self._dropped[id(x)][1]
-        coins = jax.random.bits(self.next_key(), x.shape, jnp.uint16)
-        dropped = jnp.where(coins >= jnp.uint16(min(round(self.rate * LEVELS), LEVELS - 1)), x, 0)
-        self._dropped[id(x)] = x, dropped
-        return dropped
+        source = self._source(x)
+        if not self.shared or id(source) not in self._kept:
+            coins = jax.random.bits(self.next_key(), x.shape, jnp.uint16)
+            self._kept[id(source)] = source, coins >= jnp.uint16(min(round(self.rate * LEVELS), LEVELS - 1))
+        return jnp.where(self._kept[id(source)][1], x, 0)
+
+    def take_for(self, x: Array, cast: Array) -> None:
+        """Says that `cast` is x in another dtype: to its masks the two are one input."""
+        self._sources[id(cast)] = cast, self._source(x)
+
+    def _source(self, x: Array) -> Array:
+        return self._sources.get(id(x), (x, x))[1]
 
     def next_key(self) -> Array:
         """A key that was not used yet."""

@@ -15,7 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from loralab.errors import UserError
 
@@ -26,20 +27,14 @@ def count(f: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     Of branches the dearest is counted.
 
     Raises:
-        UserError: the program has a while loop, in which nothing says how often it runs.
+        UserError: the program has a while loop with products, in which nothing says how often it runs, or a kernel of Pallas.
     """
-    return _flops(jax.make_jaxpr(f)(*args, **kwargs).jaxpr)
+    program, _ = dce_jaxpr(jax.make_jaxpr(f)(*args, **kwargs).jaxpr, True)  # without what no result needs
+    return _flops(program)
 
 
 def _flops(jaxpr: Jaxpr) -> int:
-    """Of what the program's results need."""
-    needed, total = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, 0
-    for equation in reversed(jaxpr.eqns):
-        if needed.isdisjoint(equation.outvars) and not equation.effects:
-            continue
-        needed.update(v for v in equation.invars if not isinstance(v, Literal))
-        total += COSTS.get(equation.primitive.name, _of_what_it_holds)(equation)
-    return total
+    return sum(COSTS.get(equation.primitive.name, _of_what_it_holds)(equation) for equation in jaxpr.eqns)
 
 
 def _of_what_it_holds(equation: JaxprEqn) -> int:
@@ -74,6 +69,12 @@ def _while(equation: JaxprEqn) -> int:
     return 0
 
 
+def _kernel(equation: JaxprEqn) -> int:
+    raise UserError(
+        "The program has a kernel of Pallas, whose products cannot be counted: count the program without it."
+    )
+
+
 def _shard_map(equation: JaxprEqn) -> int:
     """The program of one device, on all of them."""
     return int(equation.params["mesh"].size) * _of_what_it_holds(equation)
@@ -83,6 +84,16 @@ def _dot(equation: JaxprEqn) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     shape = _shape(equation.invars[0])
     return 2 * prod(_shape(equation.outvars[0])) * prod(shape[axis] for axis in contracted)
+
+
+def _ragged_dot(equation: JaxprEqn) -> int:
+    """Each row meets the matrix of its group alone; where groups divide what is summed over, each has a result of its own."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    shape, results = _shape(equation.invars[0]), prod(_shape(equation.outvars[0]))
+    if set(numbers.lhs_ragged_dimensions) <= set(contracted):
+        results //= _shape(equation.invars[2])[-1]
+    return 2 * results * prod(shape[axis] for axis in contracted)
 
 
 def _convolution(equation: JaxprEqn) -> int:
@@ -114,7 +125,10 @@ def _meetings(
 
 COSTS: dict[str, Callable[[JaxprEqn], int]] = {
     "dot_general": _dot,
+    "ragged_dot": _ragged_dot,
+    "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _convolution,
+    "pallas_call": _kernel,
     "scan": _scan,
     "while": _while,
     "cond": _branch,

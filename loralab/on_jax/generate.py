@@ -106,9 +106,15 @@ def generate(
     """The model's answers to these texts, in their order. The settings are those of `loralab.generate`.
 
     Raises:
-        UserError: a setting is out of its bounds, or means nothing with the others; there are stop texts and beams.
+        UserError: a setting is out of its bounds, or means nothing with the others; there are stop texts and beams; params are no
+            weights of a T5.
     """
     decoding = decoding_of(locals())
+    if "shared" not in params:
+        raise UserError(
+            f"params holds {', '.join(map(str, list(params)[:2]))} and no 'shared': it must be the model's weights. "
+            "Of an adapted model give what merge_fn gives for what was trained."
+        )
     if decoding.stop and decoding.beams > 1:
         raise UserError(
             f"stop is {list(decoding.stop)} and beams is {beams}: in JAX no hypothesis ends with a text. Set beams to 1."

@@ -97,12 +97,21 @@ def read_weights(folder: Path, dtype: np.dtype[Any] | None) -> dict[str, np.ndar
 
 
 def save_model(
-    model: T5, params: Params, folder: Path, source: Path, tokenizer: PreTrainedTokenizerBase | None = None
+    folder: str | Path, model: T5, params: Params, base_name: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
-    """Writes weights in Hugging Face's layout, with the config of `source`, the folder that they were read from."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes weights in Hugging Face's layout, and the tokenizer beside them where one is given.
+
+    Args:
+        params: plain weights, such as `merge_fn` gives.
+        base_name: the folder or hub id that the base was loaded from; the configs are those of there.
+
+    Raises:
+        ModelError: there is no such base; or the weights are not this model's.
+    """
+    source, folder = model_folder(str(base_name)), Path(folder)
     weights = {name: np.ascontiguousarray(array) for name, array in to_hugging_face(params).items()}
     check_shapes(model.shapes("lm_head" in params), {name: array.shape for name, array in weights.items()}, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
     copy_configs(source, folder, dtype=str(weights["shared.weight"].dtype))
     if tokenizer is not None:

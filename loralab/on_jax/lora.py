@@ -43,7 +43,8 @@ def lora_init(
     """LoRA on f's weights: what is trained, f with it, and the way back to plain weights.
 
     `apply_fn(trainable, *args, **kwargs)` closes over params: a compiled program holds them as constants. `adapt` gives a
-    function that takes them as an argument.
+    function that takes them as an argument. With `disabled`, trainable holds params' own arrays: a step to which it is
+    donated frees them.
 
     Args:
         f: f(params, *args, **kwargs), any function that JAX can trace.
@@ -145,7 +146,7 @@ class Adapted:
 
     def _filled(self, base: Any, trainable: Trainable) -> list[Any]:
         """The base's leaves with the updates on them, and with what is trained whole in its place."""
-        self._check(trainable)
+        self.check(trainable)
         leaves = self._leaves(base)
         for at, weight in self.updated.items():
             leaves[at] = factored(self.spec, weight, leaves[at], trainable[weight.module])
@@ -161,8 +162,8 @@ class Adapted:
             )
         return leaves
 
-    def _check(self, trainable: Trainable) -> None:
-        """Raises AdapterError where trainable is not of this adapter."""
+    def check(self, trainable: Trainable) -> None:
+        """Raises AdapterError where trainable is not what this spec trains, by names and shapes."""
         expected = self.shapes()
         found = trainable if isinstance(trainable, Mapping) else {}
         for name, shapes in expected.items():
@@ -177,13 +178,17 @@ class Adapted:
 
     def _masks(self, lora_rng: Array | Unsaid | None) -> Masks | None:
         rate = self.spec.dropout
-        if isinstance(lora_rng, str):
+        if isinstance(lora_rng, str) and lora_rng == "unsaid":
             if rate and self.updated:
                 raise TargetError(
                     f"The spec's dropout is {rate}: pass lora_rng=key in training and lora_rng=None elsewhere."
                 )
             return None
-        return None if lora_rng is None or not rate else Masks(rate, self.spec.shared_dropout, lora_rng)
+        if lora_rng is None:
+            return None
+        if not hasattr(lora_rng, "dtype"):
+            raise TargetError(f"lora_rng is {lora_rng!r}; it must be a key, such as jax.random.key(0), or None.")
+        return Masks(rate, self.spec.shared_dropout, lora_rng) if rate else None
 
     def _report(self, name: str, operation: str) -> None:
         if (name, operation) not in self.reported:
@@ -258,7 +263,7 @@ def _targets(spec: LoRASpec, weights: list[Weight]) -> list[str]:
 
 def _whole(spec: LoRASpec, weights: list[Weight], targets: list[str]) -> set[str]:
     """Paths of what is trained whole."""
-    trained = [weight for weight in weights if weight.floating]
+    trained = [weight for weight in weights if weight.trainable]
     if spec.disabled:
         return {weight.path for weight in trained}
     chosen = set()

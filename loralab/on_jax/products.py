@@ -4,7 +4,8 @@
     W[ids]     W[ids] + s · Aᵀ[ids] · Bᵀ             rows of an embedding; no dropout, as in PyTorch
 
 A product that contracts the outputs (x · Wᵀ) goes through B first. The scale and dropout's 1/(1−p) act on the rank-sized
-factor. With DoRA, outputs are stretched after the product, or inputs before one that contracts the outputs.
+factor. With DoRA, outputs are stretched after the product, or inputs before one that contracts the outputs. The update is computed in
+the dtype of x; in the factors' own where x has whole numbers, truth values or floats of eight bits.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ def _dot(params: dict[str, Any], masks: Masks | None, lhs: Any, rhs: Any) -> Arr
         return None
     y = lax.dot_general(weight.W, x, **params) if weight is lhs else lax.dot_general(x, weight.W, **params)
 
-    dropped, scale = _dropped(x, weight, masks)
+    dropped, scale = _dropped(_seen(x, weight), weight, masks)
     between = "".join(dict.fromkeys(letter for letter in of_x + into[1] if letter not in contracted))
     how = {"precision": params["precision"], "preferred_element_type": params["preferred_element_type"]}
-    small = jnp.einsum(f"{of_x},{into[1]}->{between}", dropped, (into[0] * scale).astype(x.dtype), **how)
-    update = jnp.einsum(f"{between},{out_of[1]}->{of_y}", small.astype(x.dtype), out_of[0].astype(x.dtype), **how)
+    small = jnp.einsum(f"{of_x},{into[1]}->{between}", dropped, (into[0] * scale).astype(dropped.dtype), **how)
+    update = jnp.einsum(
+        f"{between},{out_of[1]}->{of_y}", small.astype(dropped.dtype), out_of[0].astype(dropped.dtype), **how
+    )
     y = y + update.astype(y.dtype)
     return weight.stretched(y, of_y) if into[0] is weight.A else y
 
@@ -61,6 +64,12 @@ def _einsum_letters(
     free_w = "".join(letter for letter in weight.letters() if letter not in of_x)
     batch = "".join(LETTERS[at] for at in left_batch)
     return {LETTERS[at] for at in left}, of_x, batch + (free_w + free_x if weight_first else free_x + free_w)
+
+
+def _seen(x: Array, weight: Factored) -> Array:
+    """x in a dtype that the factors can be cast to without loss of what they are."""
+    fine = jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype.itemsize > 1
+    return x if fine else x.astype(weight.A.dtype)
 
 
 def _dropped(x: Array, weight: Factored, masks: Masks | None) -> tuple[Array, float]:

@@ -22,6 +22,7 @@ from loralab.on_jax.models.t5_layers import Params
 from loralab.on_jax.names import as_on_disk, leaves, name_on_disk, transposed
 from loralab.on_jax.weights import read
 from loralab.spec import LoRASpec
+from loralab.targets import refuse_shared
 
 
 def save_adapter(
@@ -40,7 +41,8 @@ def save_adapter(
         base_name: the folder or hub id that the base was loaded from; PEFT's users look there for it.
 
     Raises:
-        AdapterError: there is nothing that PEFT's files could hold: the spec is disabled, or adapts a tied embedding.
+        AdapterError: the spec is disabled, so that there is nothing that PEFT's files could hold; or trainable is not of this spec.
+        TargetError: the spec changes the embedding, see `refuse_shared`.
     """
     content = to_files(model, params, spec, trainable, base_name)
     folder = Path(folder)
@@ -58,11 +60,13 @@ def to_files(
         raise AdapterError(
             "LoRASpec(disabled=True) trains the whole model: there is no adapter. Save it with save_model."
         )
+    adapt(spec, model.forward, params).check(trainable)
     updates = {name: parts for name, parts in trainable.items() if isinstance(parts, dict)}
-    whole = {path: array for path, array in trainable.items() if path not in updates}
-    _refuse_tied(model, params, updates)
-    tuned = {name_on_disk(path): _array(as_on_disk(path, array)) for path, array in whole.items()}
-    base = _base(params, base_name)
+    tuned = {
+        name_on_disk(path): _array(as_on_disk(path, array)) for path, array in trainable.items() if path not in updates
+    }
+    refuse_shared([*updates, *(name.rpartition(".")[0] for name in tuned)], model.sharing_modules)
+    base = _base(model, params, base_name)
     return AdapterFiles(
         spec=spec,
         updates={name: {part: _array(array) for part, array in parts.items()} for name, parts in updates.items()},
@@ -86,10 +90,10 @@ def load_adapter(folder: str | Path, model: T5, params: Params) -> tuple[LoRASpe
     Raises:
         AdapterError: the adapter was trained on another base; it has too many or too few tensors for this one; a shape does not
             fit; it adapts what `lora_init` would adapt otherwise.
+        TargetError: it changes the embedding, see `refuse_shared`.
     """
     stored = files.read(folder)
-    check_fits(stored, _base(params), folder)
-    _refuse_tied(model, params, stored.updates)
+    check_fits(stored, _base(model, params), folder)
     if not stored.updates:
         raise AdapterError(f"{folder} holds no update of LoRA's, only parameters that it replaces; PyTorch loads it.")
     spec = stored.spec.model_copy(update={"rules": tuple(stored.updates)})
@@ -107,16 +111,7 @@ def load_adapter(folder: str | Path, model: T5, params: Params) -> tuple[LoRASpe
     return spec, trainable
 
 
-def _refuse_tied(model: T5, params: Params, updates: Iterable[str]) -> None:
-    """PEFT adapts one use of a shared weight, `lora_init` every use."""
-    for name in updates:
-        if name in model.tied_modules(params):
-            raise AdapterError(
-                f"{name!r} shares its weight with another module (input and output embedding are tied): LoRA cannot adapt it."
-            )
-
-
-def _base(params: Params, name: str | None = None) -> Base:
+def _base(model: T5, params: Params, name: str | None = None) -> Base:
     found = {name_on_disk(path): (path, array) for path, array in leaves(params)}
     shapes = {
         key: tuple(array.shape[::-1] if transposed(path) else array.shape) for key, (path, array) in found.items()
@@ -134,7 +129,7 @@ def _base(params: Params, name: str | None = None) -> Base:
         (path, array), places = found[key], np.unravel_index(positions, shapes[key])
         return [float(value) for value in array[places[::-1] if transposed(path) else places]]
 
-    return Base(name or "T5 in JAX", maps, shapes, fingerprint)
+    return Base(name or "T5 in JAX", maps, shapes, fingerprint, model.sharing_modules)
 
 
 def _array(array: Any) -> np.ndarray:

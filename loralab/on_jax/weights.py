@@ -9,12 +9,16 @@ are is said by its name, unless the caller says it:
     two axes, an embedding            a row for each token                "io"
     one axis; a bias or a norm        a vector
     three and more                    must be said: layers "lio", several inputs or outputs "iio", a convolution "iiio"
+
+What a Flax model keeps beside its parameters (running statistics, caches, counters) is never trained: Linen's collections
+other than `params`, NNX's variables other than `Param`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -25,6 +29,9 @@ from loralab.targets import Module, matches, select
 
 UNSEEN = ("kernel", "weight", "embedding")  # by the rules, at a path's end
 EMBEDDINGS = ("shared", "wte", "wpe", "relative_attention_bias")
+VECTOR = re.compile(r"(.*_)?(bias|scale|offset|beta|gamma)")  # a path's last component
+NORM = re.compile(r"(.*norm|ln)(_?\d+)?|ln_.*")  # a module's
+LIKELY_AXES = {"query": "ioo", "key": "ioo", "value": "ioo", "out": "iio"}  # Flax's attention
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Weight:
     dtype: Any
     axes: str | None
     """A letter for each axis of a matrix, see factored.py; None for what LoRA cannot adapt."""
+    state: bool = False
+    """Whether it is no parameter of the model."""
 
     @property
     def leaf(self) -> str:
@@ -45,9 +54,9 @@ class Weight:
         return self.path.rpartition(".")[2]
 
     @property
-    def floating(self) -> bool:
+    def trainable(self) -> bool:
         """Whether it can be trained."""
-        return bool(jnp.issubdtype(self.dtype, jnp.floating))
+        return bool(jnp.issubdtype(self.dtype, jnp.floating)) and not self.state
 
     @property
     def embedding(self) -> bool:
@@ -58,14 +67,16 @@ class Weight:
     @property
     def vector(self) -> bool:
         """A bias or a norm's scale; by its name also where there is one for each of several layers."""
-        named = self.leaf in ("bias", "scale") or "norm" in self.module.rpartition(".")[2].lower()
-        return len(self.shape) <= 1 or (named and self.leaf not in ("kernel", "embedding"))
+        module = self.module if self.leaf == "weight" else self.path.rpartition(".")[0]
+        named = VECTOR.fullmatch(self.leaf.lower()) or NORM.fullmatch(module.rpartition(".")[2].lower())
+        return len(self.shape) <= 1 or (named is not None and self.leaf not in ("kernel", "embedding"))
 
     @property
     def kind(self) -> str:
         """What it is, for messages."""
-        what = "vector" if self.vector else "matrix" if self.axes else "tensor"
-        return f"{what} of {self.dtype} {list(self.shape)}"
+        what = "state" if self.state else "vector" if self.vector else "matrix" if self.axes else "tensor"
+        likely = ", by its name (axes say otherwise)" if what == "vector" and len(self.shape) > 1 else ""
+        return f"{what} of {self.dtype} {list(self.shape)}{likely}"
 
     def sizes(self) -> tuple[list[int], list[int], list[int]]:
         """Of a matrix's layers, inputs and outputs."""
@@ -84,12 +95,27 @@ def read(params: Any, said: Mapping[str, str]) -> list[Weight | None]:
         TargetError: axes are said of nothing, of other shapes, or in other letters.
     """
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    found = [_weight(dotted(path), leaf) if hasattr(leaf, "dtype") else None for path, leaf in leaves]
+    beside = _beside_parameters(params)
+    found = [_weight(dotted(path), leaf, beside) if hasattr(leaf, "dtype") else None for path, leaf in leaves]
     weights = [weight for weight in found if weight is not None]
     if twice := [w.module for at, w in enumerate(weights) if w.module in {v.module for v in weights[:at]}]:
         raise TargetError(f"Two weights are called {twice[0]!r} where kernel, weight and embedding are left out.")
     axes = dict(_said_axes(said, weights))
-    return [w and Weight(w.path, w.module, w.shape, w.dtype, axes.get(w.path, w.axes)) for w in found]
+    return [w and replace(w, axes=axes.get(w.path, w.axes)) for w in found]
+
+
+def _beside_parameters(params: Any) -> tuple[str, ...]:
+    """Where in a Flax model's tree there are no parameters: beginnings of paths."""
+    if isinstance(params, Mapping) and "params" in params:
+        return tuple(f"{collection}." for collection in params if collection != "params")
+    places = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: bool(_kinds(node)))[0]
+    return tuple(f"{dotted(path)}." for path, node in places if (kinds := _kinds(node)) and "Param" not in kinds)
+
+
+def _kinds(node: Any) -> list[str]:
+    """The classes of one of NNX's variables; none of any other node."""
+    kinds = [kind.__name__ for kind in type(node).__mro__ if kind.__module__.startswith("flax.nnx")]
+    return kinds if "Variable" in kinds else []
 
 
 def dotted(path: tuple[Any, ...]) -> str:
@@ -98,20 +124,20 @@ def dotted(path: tuple[Any, ...]) -> str:
     return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts)
 
 
-def _weight(path: str, leaf: Any) -> Weight:
+def _weight(path: str, leaf: Any, beside: tuple[str, ...]) -> Weight:
     module, _, last = path.rpartition(".")
-    weight = Weight(path, module if module and last in UNSEEN else path, tuple(leaf.shape), leaf.dtype, None)
-    if len(weight.shape) != 2 or (weight.vector and not weight.embedding) or not weight.floating:
+    name, state = module if module and last in UNSEEN else path, f"{path}.".startswith(beside)
+    weight = Weight(path, name, tuple(leaf.shape), leaf.dtype, None, state)
+    if len(weight.shape) != 2 or (weight.vector and not weight.embedding) or not weight.trainable:
         return weight
-    axes = "oi" if last == "weight" and not weight.embedding else "io"
-    return Weight(path, weight.module, weight.shape, weight.dtype, axes)
+    return replace(weight, axes="oi" if last == "weight" and not weight.embedding else "io")
 
 
 def _said_axes(said: Mapping[str, str], weights: list[Weight]) -> Iterator[tuple[str, str]]:
     for rule, axes in said.items():
-        if set(axes) - set("lio"):
+        if set(axes) - set("lio") or not {"i", "o"} <= set(axes):
             raise TargetError(
-                f"axes {axes!r} of {rule!r}: a letter for each axis, l (layers), i (input) or o (output)."
+                f"axes {axes!r} of {rule!r}: a letter for each axis, l (layers), i (input) or o (output), and both i and o among them."
             )
         chosen = select([rule], [weight.module for weight in weights], "axes of")
         fitting = [w for w in weights if w.module in chosen and len(w.shape) == len(axes)]
@@ -119,6 +145,10 @@ def _said_axes(said: Mapping[str, str], weights: list[Weight]) -> Iterator[tuple
             shapes = sorted({str(list(w.shape)) for w in weights if w.module in chosen})
             raise TargetError(
                 f"axes {axes!r} of {rule!r} has {len(axes)} letters; the weights have {', '.join(shapes)}."
+            )
+        if fixed := [w for w in fitting if not w.trainable]:
+            raise TargetError(
+                f"axes {axes!r} of {rule!r}: {fixed[0].module!r} is a {fixed[0].kind}, and is not trained."
             )
         yield from ((weight.path, axes) for weight in fitting)
 
@@ -138,13 +168,24 @@ def modules(weights: list[Weight]) -> Iterator[Module]:
 
 
 def refuse_unsaid(rules: tuple[str, ...], weights: list[Weight]) -> None:
-    """Raises TargetError where a rule selects an array of three or more axes of which nobody said what they are."""
-    for weight in weights:
-        if weight.axes is None and len(weight.shape) > 2 and not weight.vector and weight.floating:
-            for rule in rules:
-                if rule == "all-linear" or matches(rule, weight.module):
-                    raise TargetError(
-                        f"The rule {rule!r} selects {weight.module!r}, an array {list(weight.shape)}: say what its axes are, such as "
-                        f"axes={{{weight.module!r}: {'l' + 'i' * (len(weight.shape) - 2) + 'o'!r}}}, "
-                        "with l for a matrix per layer, i for input, o for output."
-                    )
+    """Raises TargetError where a rule selects an array of three or more axes of which nobody said what they are.
+
+    Tables of positions, such as [1, positions, width], are left alone.
+    """
+    unsaid = [
+        w for w in weights if w.axes is None and len(w.shape) > 2 and w.trainable and not (w.vector or w.embedding)
+    ]
+    for weight in unsaid:
+        for rule in rules:
+            if rule == "all-linear" or matches(rule, weight.module):
+                raise TargetError(
+                    f"The rule {rule!r} selects {weight.module!r}, an array {list(weight.shape)}: say what its axes are, such as "
+                    f"axes={{{weight.module!r}: {_likely_axes(weight)!r}}}, "
+                    "with l for a matrix per layer, i for input, o for output."
+                )
+
+
+def _likely_axes(weight: Weight) -> str:
+    """Of attention by its name; of a matrix per layer, or a convolution."""
+    axes = LIKELY_AXES.get(weight.module.rpartition(".")[2], "lio")
+    return axes if len(weight.shape) == len(axes) else "i" * (len(weight.shape) - 1) + "o"

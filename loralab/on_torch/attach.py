@@ -66,7 +66,7 @@ def attach(model: nn.Module, spec: LoRASpec, name: str = "default") -> Adapter:
         return Adapter(model, spec, name, {}, dict(model.named_parameters()))
     modules = plain_modules(model)
     targets = selected(model, spec, modules)
-    return install(model, attachment, spec, name, targets, trained_whole(spec, modules, targets))
+    return install(model, attachment, spec, name, targets, trained_whole(model, spec, modules, targets))
 
 
 def attachment_for(model: nn.Module, name: str) -> Attachment:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -71,6 +72,13 @@ def size(model: nn.Module) -> int:
 def model_type(model: nn.Module) -> str:
     """Hugging Face's name of the architecture."""
     return str(getattr(getattr(model, "config", None), "model_type", ""))
+
+
+def sharing_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> frozenset[str]:
+    """Of a model's modules, those whose weight has a second use."""
+    uses = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
+    twice = {n for n, m in modules.items() if any(uses[id(p)] > 1 for p in m.parameters(recurse=False))}
+    return frozenset(twice | {*getattr(model, "sharing_modules", ())})
 
 
 def is_turned(model: nn.Module, name: str) -> bool:

@@ -104,7 +104,7 @@ def random_model(base: Base, dtype: torch.dtype, device: torch.device) -> nn.Mod
 def _own(base: Base) -> nn.Module:
     """Of our own classes."""
     if base.family == "t5":
-        return T5(t5.parse_config(base.config), own_head=not base.tied)
+        return T5(t5.parse_config(base.config), own_head=any(module.name == "lm_head" for module in base.modules))
     return GPT2(gpt2.parse_config(base.config))
 
 

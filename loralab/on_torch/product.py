@@ -130,8 +130,8 @@ def laid_out(model: nn.Module) -> Iterator[None]:
     They are there twice meanwhile, and must not change. Nothing happens to models of more than TWICE_AT_MOST bytes, nor
     off the CPU, nor a second time inside.
     """
-    heads = [model.get_submodule(name) for name in getattr(model, "tied_modules", ())]
-    modules = [m for m in model.modules() if type(m) is Linear or (type(m) is nn.Embedding and m in heads)]
+    head = getattr(model, "tied_head", None)
+    modules = [m for m in model.modules() if type(m) is Linear or (type(m) is nn.Embedding and m is head)]
     fitting = [m for m in modules if getattr(m, "layout", None) is None and _can_be_laid_out(m.weight)]
     if sum(module.weight.nbytes for module in fitting) > TWICE_AT_MOST:
         fitting = []

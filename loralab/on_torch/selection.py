@@ -3,16 +3,14 @@ must not select."""
 
 from __future__ import annotations
 
-from collections import Counter
-
 from torch import nn
 
 from loralab.errors import TargetError
 from loralab.families import ATTENTION_RULES, DEFAULT_RULES
-from loralab.on_torch.base import describe_modules, model_type
+from loralab.on_torch.base import describe_modules, model_type, sharing_modules
 from loralab.on_torch.linear import WRAPPABLE, PackedLinear
 from loralab.spec import LoRASpec
-from loralab.targets import check_patterns, resolve, select, tuned_names
+from loralab.targets import check_patterns, refuse_shared, resolve, select, tuned_names
 
 
 def selected(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) -> list[str]:
@@ -29,7 +27,7 @@ def selected(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) ->
     targets = resolve(rules, describe_modules(model, modules))
     check_patterns(spec.rank_pattern, targets, "rank_pattern")
     check_patterns(spec.alpha_pattern, targets, "alpha_pattern")
-    _refuse_tied(model, modules, targets)
+    refuse_shared(targets, sharing_modules(model, modules))
     if spec.use_dora and (embeddings := [name for name in targets if isinstance(modules[name], nn.Embedding)]):
         raise TargetError(f"use_dora adapts linear modules only; {embeddings[0]!r} is an Embedding.")
     return targets
@@ -44,18 +42,7 @@ def _default_rules(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str
     return next((rules for rules in ATTENTION_RULES if leaves.issuperset(rules)), None)
 
 
-def _refuse_tied(model: nn.Module, modules: dict[str, nn.Module], targets: list[str]) -> None:
-    """An update of a weight that two places share would reach only one of them, and could not be merged."""
-    uses = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
-    functional = getattr(model, "tied_modules", ())
-    for name in targets:
-        if name in functional or uses[id(modules[name].weight)] > 1:
-            raise TargetError(
-                f"{name!r} shares its weight with another module (input and output embedding are tied): LoRA cannot adapt it."
-            )
-
-
-def trained_whole(spec: LoRASpec, modules: dict[str, nn.Module], targets: list[str]) -> list[str]:
+def trained_whole(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module], targets: list[str]) -> list[str]:
     """The names of the base's parameters that are trained whole: biases, vectors, modules_to_save."""
     parameters = {
         f"{name}.{leaf}".lstrip("."): p.ndim
@@ -65,7 +52,9 @@ def trained_whole(spec: LoRASpec, modules: dict[str, nn.Module], targets: list[s
     names = [name for name in modules if name]
     if spec.modules_to_save:
         _refuse_packed(modules, select(spec.modules_to_save, names, "modules_to_save"))
-    return tuned_names(spec, names, parameters, targets)
+    whole = tuned_names(spec, names, parameters, targets)
+    refuse_shared((name.rpartition(".")[0] for name in whole), sharing_modules(model, modules))
+    return whole
 
 
 def _refuse_packed(modules: dict[str, nn.Module], roots: list[str]) -> None:

@@ -57,9 +57,10 @@ class T5:
 
     config: T5Config
 
-    def tied_modules(self, params: Params) -> tuple[str, ...]:
-        """Modules whose weight serves a second purpose: the embedding that is also the output head."""
-        return () if "lm_head" in params else ("shared",)
+    @property
+    def sharing_modules(self) -> tuple[str, ...]:
+        """Modules whose weight has a second use: the embedding of encoder and decoder, which Transformers holds once for each."""
+        return ("shared",)
 
     def forward(
         self,

@@ -135,9 +135,14 @@ class GPT2(nn.Module):
         self.name_or_path = ""
 
     @property
-    def tied_modules(self) -> tuple[str, ...]:
-        """Modules whose weight serves a second purpose: the embedding that is also the output head."""
+    def sharing_modules(self) -> tuple[str, ...]:
+        """Modules whose weight has a second use: the embedding that is also the output head."""
         return () if self.lm_head is not None else ("transformer.wte",)
+
+    @property
+    def tied_head(self) -> nn.Embedding | None:
+        """The embedding, if it is the output head too."""
+        return self.transformer.wte if self.lm_head is None else None
 
     def forward(
         self,

@@ -127,9 +127,14 @@ class T5(nn.Module):
         return (self.config.eos_token_id,)
 
     @property
-    def tied_modules(self) -> tuple[str, ...]:
-        """Modules whose weight serves a second purpose: the embedding that is also the output head."""
-        return () if self.lm_head is not None else ("shared",)
+    def sharing_modules(self) -> tuple[str, ...]:
+        """Modules whose weight has a second use: the embedding of encoder and decoder, which Transformers holds once for each."""
+        return ("shared",)
+
+    @property
+    def tied_head(self) -> nn.Embedding | None:
+        """The embedding, if it is the output head too."""
+        return self.shared if self.lm_head is None else None
 
     def forward(
         self,
