@@ -98,6 +98,8 @@ FACTORED = {
     "convolution with strides": Program(lambda w, x: convolved(x, w, window_strides=(2,)), (3, INPUTS, OUTPUTS), "iio"),
     "rows": Program(lambda w, x: w[jnp.array([[1, 2], [0, 5]])]),
     "rows, then the head": Program(lambda w, x: jnp.take(w, jnp.array([1, 5]), axis=0) @ w.T),
+    "placed": Program(lambda w, x: x @ lax.with_sharding_constraint(w, on_mesh())),
+    "barrier": Program(lambda w, x: jnp.matmul(*lax.optimization_barrier((x, w)))),
     "constant": Program(lambda w, x: x @ lax.stop_gradient(w) + x @ w),
 }  # fmt: skip
 

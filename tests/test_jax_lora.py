@@ -75,6 +75,17 @@ def test_dora_equals_the_oracle() -> None:
     close(back(dy)[0]["q"]["magnitude"], expected)
 
 
+def test_dora_learns_where_a_weight_begins_at_zero() -> None:
+    params = {"q": {"kernel": W.at[:, 1].set(0.0)}}
+    adapted = adapt(LoRASpec(rank=2, rules="q", use_dora=True), product, params)
+    trained = adapted.start(params)
+    for _ in range(40):
+        gradient = jax.grad(lambda t: jnp.square(adapted(params, t, X) - 1).mean())(trained)
+        trained = jax.tree.map(lambda x, g: x - 0.1 * g, trained, gradient)
+    before, after = (jnp.square(adapted(params, t, X)[:, 1] - 1).mean() for t in (adapted.start(params), trained))
+    assert float(before) == 1 and float(after) < 0.8
+
+
 @pytest.mark.parametrize(
     ("settings", "scale"),
     [({}, 1.0), ({"alpha": 3}, 1.5), ({"alpha": 3, "use_rslora": True}, 3 / 2**0.5), ({"alpha_pattern": {"q": 8}}, 4.0),

@@ -204,6 +204,23 @@ def test_a_step_changes_the_adapter_alone() -> None:
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in adapter.parameters()}
 
 
+def test_dora_learns_where_a_weight_begins_at_zero() -> None:
+    """PEFT gives NaN there."""
+    model, x = Projections(), torch.randn(ROWS, INPUTS)
+    with torch.no_grad():
+        model.q.weight[1] = 0.0
+    adapter = attach(model, LoRASpec(rank=4, rules=["q"], use_dora=True))
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
+    losses = []
+    for _ in range(40):
+        loss = (model(x)[0][:, 1] - x[:, 0]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_merge_gives_a_new_plain_model(dora: bool) -> None:
     model = Projections(bias=True).double()

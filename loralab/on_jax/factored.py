@@ -225,6 +225,15 @@ def _constant(params: dict[str, Any], weight: Factored) -> Factored:
     return constant
 
 
+def _placed(params: dict[str, Any], weight: Factored) -> Factored:
+    """W on the devices that the function asks for; the factors are small."""
+    return _with(weight, lax.with_sharding_constraint(weight.W, params["sharding"]), weight.B)
+
+
+def _barrier(params: dict[str, Any], *operands: Any) -> list[Any]:
+    return list(lax.optimization_barrier(operands))
+
+
 def _same(params: dict[str, Any], weight: Factored) -> Factored:
     return weight
 
@@ -242,6 +251,8 @@ STRUCTURE: dict[str, Callable[..., Factored | list[Factored] | None]] = {
     "div": _divide,
     "neg": _negate,
     "stop_gradient": _constant,
+    "sharding_constraint": _placed,
+    "optimization_barrier": _barrier,
     "copy": _same,
     "copy_p": _same,
     "name": _same,

@@ -232,12 +232,16 @@ def first_factors(spec: LoRASpec, weight: Weight, W: Array, key: Array) -> dict[
 
 
 def factored(spec: LoRASpec, weight: Weight, W: Array, factors: Trainable) -> Factored:
-    """A weight with its update; with DoRA the lengths that the magnitudes are held against are constants."""
+    """A weight with its update; with DoRA the lengths that the magnitudes are held against are constants.
+
+    An output whose weights are all zero has no direction yet: its stretch is 1.
+    """
     plain = _plain(spec, weight, W, factors)
     if "magnitude" not in factors:
         return plain
     constant = jax.lax.stop_gradient(plain)
-    stretch = factors["magnitude"] / constant.lengths(constant.total())
+    lengths = constant.lengths(constant.total())
+    stretch = jnp.where(lengths > 0, factors["magnitude"] / jnp.where(lengths > 0, lengths, 1), 1)
     return Factored(W, plain.A, plain.B, stretch, plain.axes, plain.scale, plain.name)
 
 

@@ -62,8 +62,10 @@ class Update(nn.Module):
         return self._stretch(total_OI)
 
     def _stretch(self, total_OI: Tensor) -> Tensor:
+        """1 for an output whose weights are all zero: it has no direction yet."""
         assert self.magnitude is not None, "only DoRA stretches"
-        return self.magnitude / total_OI.detach().norm(dim=1)
+        norms_O = total_OI.detach().norm(dim=1)
+        return torch.where(norms_O > 0, self.magnitude / norms_O.where(norms_O > 0, 1.0), 1.0)
 
 
 def _held(base: nn.Module) -> Tensor:
