@@ -3,6 +3,8 @@ fit."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -145,6 +147,28 @@ def test_the_oracle_judges_both_engines(case: str, base: Path, loaded: tuple[T5,
             expected = oracle.dora_merged(expected, A, B, scale, *m) if m else oracle.merged(expected, A, B, scale)
         for engine in engines:
             np.testing.assert_allclose(engine[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_torch_is_not_needed(tmp_path: Path) -> None:
+    """Loading, LoRA, its folder, merging and writing, in a process that has no PyTorch."""
+    program = """
+import sys
+
+sys.modules["torch"] = None
+from loralab import LoRASpec
+from loralab.on_jax import generate, load_adapter, load_model, lora_init, save_adapter, save_model
+
+model, params, tokenizer = load_model("embedded:tiny-t5", dtype="float32")
+trainable, _, merge_fn = lora_init(LoRASpec(rules="q"), model.forward, params)
+save_adapter("adapter", model, params, LoRASpec(rules="q"), trainable, tokenizer=tokenizer)
+spec, again = load_adapter("adapter", model, params)
+save_model("merged", model, merge_fn(again), "embedded:tiny-t5", tokenizer)
+model, params, tokenizer = load_model("merged", dtype="float32")
+print(generate(model, params, tokenizer, ["def add(a, b): return a + b"], max_new_tokens=8))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 8
 
 
 # What does not fit

@@ -317,6 +317,7 @@ def test_axes_that_fit_nothing_are_refused(axes: dict[str, str], message: str) -
         ("norm_proj", (3, 4), None),
         ("layer_norm", (3, 4), "a vector of float32 [3, 4], by its name (axes say otherwise)"),
         ("ln_1", (3, 4), "a vector of float32 [3, 4], by its name (axes say otherwise)"),
+        ("norm", (3, 4), "a vector of float32 [3, 4], by its name (axes say otherwise)"),
         ("pos_embedding", (1, 3, 4), "'pos_embedding', a tensor of float32 [1, 3, 4]; LoRA wraps matrices"),
     ],
 )

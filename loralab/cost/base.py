@@ -147,15 +147,9 @@ def _t5(config: Any, own_head: bool | None, origin: str) -> Base:
 
 
 def _gpt2(config: Any, origin: str) -> Base:
-    sharing = ("transformer.wte",) if config.tie_word_embeddings else ()
+    tied = ("transformer.wte",) if config.tie_word_embeddings else ()
     return Base(
-        "gpt2",
-        list(gpt2.modules(config)),
-        partial(gpt2.forward, config),
-        True,
-        sharing,
-        origin,
-        config=gpt2_json(config),
+        "gpt2", list(gpt2.modules(config)), partial(gpt2.forward, config), True, tied, origin, config=gpt2_json(config)
     )
 
 

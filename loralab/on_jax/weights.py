@@ -30,7 +30,7 @@ from loralab.targets import Module, matches, select
 UNSEEN = ("kernel", "weight", "embedding")  # by the rules, at a path's end
 EMBEDDINGS = ("shared", "wte", "wpe", "relative_attention_bias")
 VECTOR = re.compile(r"(.*_)?(bias|scale|offset|beta|gamma)")  # a path's last component
-NORM = re.compile(r"(.*norm|ln)(_?\d+)?|ln_.*")  # a module's
+NORM = re.compile(r"(.*norm|ln)(_?\d+)?|ln_.*")  # one of its last two
 LIKELY_AXES = {"query": "ioo", "key": "ioo", "value": "ioo", "out": "iio"}  # Flax's attention
 
 
@@ -67,9 +67,9 @@ class Weight:
     @property
     def vector(self) -> bool:
         """A bias or a norm's scale; by its name also where there is one for each of several layers."""
-        module = self.module if self.leaf == "weight" else self.path.rpartition(".")[0]
-        named = VECTOR.fullmatch(self.leaf.lower()) or NORM.fullmatch(module.rpartition(".")[2].lower())
-        return len(self.shape) <= 1 or (named is not None and self.leaf not in ("kernel", "embedding"))
+        *_, last = names = self.path.lower().split(".")[-2:]
+        named = VECTOR.fullmatch(last) or any(map(NORM.fullmatch, names))
+        return len(self.shape) <= 1 or (bool(named) and self.leaf not in ("kernel", "embedding"))
 
     @property
     def kind(self) -> str:
