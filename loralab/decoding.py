@@ -68,14 +68,18 @@ def decoding_of(settings: dict[str, Any]) -> Decoding:
     """Those of the arguments that are settings of generation.
 
     Raises:
-        UserError: a setting is out of its bounds, or means nothing with the others; `texts` is a single text.
+        UserError: a setting is out of its bounds, or means nothing with the others.
     """
-    if isinstance(text := settings.get("texts"), str):
-        raise UserError(f"texts is the one text {text[:40]!r}; it must be a list of texts, if need be of one: [text].")
     try:
         return Decoding(**{name: value for name, value in settings.items() if name in Decoding.model_fields})
     except ValidationError as error:
         raise UserError("; ".join(_explain(dict(mistake)) for mistake in error.errors())) from error
+
+
+def refuse_one_text(texts: object) -> None:
+    """Raises UserError where a text stands in the place of a list of texts."""
+    if isinstance(texts, str):
+        raise UserError(f"texts is the one text {texts[:40]!r}; it must be a list of texts, if need be of one: [text].")
 
 
 def _explain(mistake: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from loralab.adapter import AdapterFiles, missing_modules
 from loralab.errors import AdapterError, nearest
 from loralab.fingerprint import Fingerprint, difference
-from loralab.targets import refuse_shared
+from loralab.targets import why_not_shared
 
 Shape = tuple[int, ...]
 
@@ -27,16 +27,17 @@ class Base:
     """Every parameter under its name in Hugging Face's files, and its shape there."""
     fingerprint: Callable[[Iterable[str]], Fingerprint]
     """That of the parameters of these names, as far as the base has them."""
-    sharing: Collection[str]
-    """Modules whose weight has a second use."""
+    shared: Collection[str]
+    """Parameters with a second use."""
 
 
 def check_fits(stored: AdapterFiles, base: Base, folder: str | Path) -> None:
-    """Raises AdapterError where the adapter was trained on another base, has tensors too many or too few, or of another shape;
-    TargetError where it changes a weight with several uses."""
+    """Raises AdapterError where the adapter was trained on another base, has tensors too many or too few, or of another shape, or
+    changes a weight with several uses."""
     _check_base(stored, base, folder)
     _check_names(stored, base, folder)
-    refuse_shared([*stored.updates, *(name.rpartition(".")[0] for name in stored.tuned)], base.sharing)
+    if reason := why_not_shared(stored.updates, stored.tuned, base.shared):
+        raise AdapterError(f"{folder}: {reason}")
     for target, arrays in stored.updates.items():
         _check_update(stored, target, arrays, base.maps[target], folder)
     for parameter, array in stored.tuned.items():

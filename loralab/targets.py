@@ -77,18 +77,30 @@ def check_patterns(patterns: Mapping[str, object], names: list[str], purpose: st
             )
 
 
-def refuse_shared(chosen: Iterable[str], shared: Container[str]) -> None:
-    """Raises TargetError where a module is chosen whose weight has a second use.
+def why_not_shared(targets: Iterable[str], whole: Iterable[str], shared: Container[str]) -> str | None:
+    """Why what is chosen cannot be: it is a parameter with a second use. None where nothing is.
 
     An update would reach only one of the uses, in PEFT and Transformers without a word; and where it reached all, its files would
     not say so.
+
+    Args:
+        targets: modules that get an update.
+        whole: parameters that are trained whole.
+        shared: parameters with a second use.
     """
-    for name in chosen:
+    for name in (*(f"{target}.weight" for target in targets), *whole):
         if name in shared:
-            raise TargetError(
-                f"{name!r} shares its weight with another module: of the embeddings of encoder and decoder, or of input and output. "
-                "An adapter would reach one of them alone: leave it out, or train the whole model."
+            return (
+                f"{name.removesuffix('.weight')!r} shares its weight with another module, as embeddings of encoder and decoder do, "
+                "or of input and output: an adapter would change it for one of them alone."
             )
+    return None
+
+
+def refuse_shared(targets: Iterable[str], whole: Iterable[str], shared: Container[str]) -> None:
+    """Raises TargetError where `why_not_shared` has a reason."""
+    if reason := why_not_shared(targets, whole, shared):
+        raise TargetError(f"{reason} Leave it out, or train the whole model.")
 
 
 def tuned_names(

@@ -7,6 +7,7 @@ import inspect
 import json
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -295,5 +296,7 @@ def test_a_wrong_setting_is_one_clear_error(settings: dict[str, Any], message: s
 
 
 def test_one_text_is_no_list_of_texts(tmp_path: Path) -> None:
+    tokenizer: Any = SimpleNamespace(pad_token_id=0)
+    assert generate(ours(make_t5(tmp_path / "none")), tokenizer, [], max_new_tokens=4) == []
     with pytest.raises(UserError, match=r"texts is the one text 'text'; it must be a list of texts, if need be of one"):
-        generate(ours(make_t5(tmp_path / "t5")), None, "text", max_new_tokens=4)  # type: ignore[arg-type]
+        generate(ours(make_t5(tmp_path / "one")), tokenizer, "text", max_new_tokens=4)

@@ -177,9 +177,10 @@ def test_a_wrong_setting_is_one_clear_error(ending: Path) -> None:
     tokenizer: Any = None
     with pytest.raises(UserError, match=r"top_p is 0\.9, which means something only with sample: true"):
         generate(*load_weights(ending), tokenizer, ["text"], max_new_tokens=4, top_p=0.9)
+    assert generate(*load_weights(ending), tokenizer, [], max_new_tokens=4) == []
     with pytest.raises(UserError, match=r"texts is the one text 'text'; it must be a list of texts"):
         generate(*load_weights(ending), tokenizer, "text", max_new_tokens=4)
     with pytest.raises(
-        UserError, match=r"params holds q and no 'shared': .* Of an adapted model give what merge_fn gives"
+        UserError, match=r"params holds shared, q; it must be a T5's weights\. Of an adapted model give"
     ):
-        generate(load_weights(ending)[0], {"q": {}}, tokenizer, ["text"], max_new_tokens=4)
+        generate(load_weights(ending)[0], {"shared": {}, "q": {}}, tokenizer, ["text"], max_new_tokens=4)

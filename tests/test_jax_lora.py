@@ -150,15 +150,26 @@ def test_a_bf16_base_has_fp32_factors_and_bf16_products() -> None:
     np.testing.assert_allclose(y.astype(float), wide, rtol=0.05, atol=0.05)  # the same
 
 
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_])
-def test_inputs_of_whole_numbers_meet_the_update_in_its_own_dtype(dtype: Any) -> None:
-    """JAX leaves such an input as it is: cast to its dtype, the factors would all be zero."""
-    x, params = (X > 0).astype(dtype), {"q": {"kernel": W}}
-    trainable, apply_fn, merge_fn = lora_init(LoRASpec(rank=2, rules="q"), product, params)
+def by_inputs(params: Any, x: Array) -> Array:
+    return jax.lax.dot_general(x, params["q"]["kernel"], (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def by_outputs(params: Any, x: Array) -> Array:
+    return jax.lax.dot_general(x, params["q"]["kernel"], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+@pytest.mark.parametrize("f", [by_inputs, by_outputs])
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_, jnp.float8_e4m3fn])
+def test_inputs_of_few_values_meet_the_update_in_its_own_dtype(dtype: Any, use_dora: bool, f: Any) -> None:
+    """JAX leaves such an input as it is: cast to its dtype, the factors would be zero or coarse."""
+    x, params = (random(7, ROWS, INPUTS) > 0).astype(dtype), {"q": {"kernel": random(8, INPUTS, INPUTS)}}
+    trainable, apply_fn, merge_fn = lora_init(LoRASpec(rank=2, rules="q", use_dora=use_dora), f, params)
     trainable = moved(trainable)
-    close(apply_fn(trainable, x), product(merge_fn(trainable), x))
-    apart = jax.grad(lambda t: jnp.sin(apply_fn(t, x)).sum())(trainable)
-    close(apart, jax.grad(lambda t: jnp.sin(product(merge_fn(t), x)).sum())(trainable))
+    close(apply_fn(trainable, x), f(merge_fn(trainable), x))
+    if not use_dora:  # whose lengths are constants to its gradient
+        apart = jax.grad(lambda t: jnp.sin(apply_fn(t, x)).sum())(trainable)
+        close(apart, jax.grad(lambda t: jnp.sin(f(merge_fn(t), x)).sum())(trainable))
 
 
 # Dropout
@@ -187,14 +198,17 @@ def test_dropout_is_per_element_and_shared_by_those_who_read_the_same(shared: bo
     close(apply_fn(trainable, x, lora_rng=None)[0], x.sum(1, keepdims=True))
 
 
-def test_those_who_cast_an_input_share_its_mask() -> None:
-    def f(params: Any, x: Array) -> Array:
-        return [x.astype(jnp.bfloat16) @ params[name] for name in ("q", "v")]
+@pytest.mark.parametrize("cast", [True, False], ids=["by the function", "by the update"])
+def test_those_who_cast_an_input_share_its_mask(cast: bool) -> None:
+    def f(params: Any, x: Array) -> tuple[Array, Array]:
+        q, v = (x.astype(jnp.bfloat16) if cast else x for _ in range(2))
+        return q @ params["q"], v @ params["v"]
 
-    params = {"q": jnp.zeros((40, 1), jnp.bfloat16), "v": jnp.zeros((40, 1), jnp.bfloat16)}
+    dtype = jnp.bfloat16 if cast else jnp.float32
+    params = {"q": jnp.zeros((40, 1), dtype), "v": jnp.zeros((40, 1), dtype)}
     _, apply_fn, _ = lora_init(LoRASpec(rank=1, rules=["q", "v"], dropout=0.5), f, params)
     trainable = {name: {"A": jnp.ones((1, 40)), "B": jnp.ones((1, 1))} for name in params}
-    q, v = apply_fn(trainable, jnp.ones((8, 40)), lora_rng=jax.random.key(0))
+    q, v = apply_fn(trainable, jnp.ones((8, 40), jnp.float32 if cast else jnp.int32), lora_rng=jax.random.key(0))
     assert (q == v).all() and len(set(q[:, 0].tolist())) > 1
 
 
@@ -313,12 +327,14 @@ def test_axes_that_fit_nothing_are_refused(axes: dict[str, str], message: str) -
         ("query", (8, 2, 4), "such as axes={'query': 'ioo'}"),
         ("conv", (3, 3, 2, 4), "such as axes={'conv': 'iiio'}"),
         ("q", (3, 2, 4), "such as axes={'q': 'lio'}"),
+        ("query", (3, 8, 2, 4), "such as axes={'query': 'lioo'}"),
+        ("patch_embed", (8, 3, 4, 4), "such as axes={'patch_embed': 'iiio'}"),
         ("norms", (3, 4), None),
         ("norm_proj", (3, 4), None),
+        ("ln_proj", (3, 4), None),
         ("layer_norm", (3, 4), "a vector of float32 [3, 4], by its name (axes say otherwise)"),
         ("ln_1", (3, 4), "a vector of float32 [3, 4], by its name (axes say otherwise)"),
         ("norm", (3, 4), "a vector of float32 [3, 4], by its name (axes say otherwise)"),
-        ("pos_embedding", (1, 3, 4), "'pos_embedding', a tensor of float32 [1, 3, 4]; LoRA wraps matrices"),
     ],
 )
 def test_a_name_says_what_an_array_is(name: str, shape: tuple[int, ...], message: str | None) -> None:
@@ -331,10 +347,22 @@ def test_a_name_says_what_an_array_is(name: str, shape: tuple[int, ...], message
 
 
 def test_positions_and_gammas_are_no_matrices_to_a_rule_that_takes_all() -> None:
+    with pytest.raises(TargetError, match=r"'pos_embedding', a tensor of float32 \[1, 3, 4\]; LoRA wraps matrices"):
+        lora_init(LoRASpec(rules="pos_embedding"), product, {"pos_embedding": jnp.ones((1, 3, 4))})
     params = {"pos_embedding": jnp.ones((1, 3, 4)), "first": {"ln_gamma": jnp.ones((3, 4)), "w": W}}
     for rules in ("all-linear", "re:.*"):
         assert list(lora_init(LoRASpec(rules=rules), product, params)[0]) == ["first.w"]
     assert list(lora_init(LoRASpec(rules="w", tune_vectors=True), product, params)[0]) == ["first.w", "first.ln_gamma"]
+    matrix = lora_init(LoRASpec(rules="ln_gamma", tune_vectors=True), product, params, axes={"ln_gamma": "io"})[0]
+    assert list(matrix) == ["first.ln_gamma"], "what is said comes before a name"
+
+
+def test_axes_of_a_glob_are_those_of_what_is_trained() -> None:
+    params = {
+        "layers": {"w": jnp.ones((3, 6, 6)), "codes": jnp.ones((3, 4, 6), int)},
+        "cache": {"w": jnp.ones((3, 6, 6))},
+    }
+    assert list(lora_init(LoRASpec(rules="all-linear"), product, params, axes={"*": "lio"})[0]) == ["layers.w"]
 
 
 def test_an_embedding_takes_no_dora_and_names_must_differ() -> None:
@@ -476,6 +504,14 @@ class NormedInNNX(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         return self.norm(self.up(x), use_running_average=True)
+
+
+def test_a_part_called_params_has_siblings() -> None:
+    params = {"params": {"up": W}, "head": W}
+    assert list(lora_init(LoRASpec(disabled=True), product, params)[0]) == ["head", "params.up"]
+    with pytest.raises(TargetError, match=r"modules_to_save selects 'batch_stats', in which nothing can be trained"):
+        spec = LoRASpec(rules="up", modules_to_save=["batch_stats"])
+        lora_init(spec, product, {**params, "batch_stats": {"mean": W[0]}})
 
 
 @pytest.mark.parametrize("door", ["linen", "nnx"])

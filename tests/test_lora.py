@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from transformers import DistilBertConfig, DistilBertForMaskedLM
 from transformers.pytorch_utils import Conv1D
 
 from loralab import LoRASpec, attach
@@ -488,6 +489,12 @@ def test_a_weight_with_several_uses_is_refused(whose: str, spec: dict[str, Any],
     model = tiny.theirs(folder) if whose == "theirs" else tiny.ours(folder)
     with pytest.raises(TargetError, match="'shared' shares its weight"):
         attach(model, LoRASpec(rank=2, **spec))
+
+
+def test_the_bias_of_a_tied_head_is_its_own() -> None:
+    sizes = {"dim": 16, "hidden_dim": 32, "n_layers": 1, "n_heads": 2, "vocab_size": 30}
+    adapter = attach(DistilBertForMaskedLM(DistilBertConfig(**sizes)), LoRASpec(rules=["q_lin"], bias="all"))
+    assert "vocab_projector.bias" in adapter.tuned
 
 
 def test_a_failed_attach_leaves_the_model_as_it_was() -> None:

@@ -37,8 +37,8 @@ class Base:
     modules: Sequence[Module]
     forward: Callable[[Weights, Shape], Tensor]
     causal: bool
-    sharing: tuple[str, ...]
-    """Modules whose weight has a second use."""
+    shared: tuple[str, ...]
+    """Parameters with a second use."""
     origin: str
     """Where the sizes are from, in words."""
     brings_head: bool = True
@@ -143,11 +143,11 @@ def _has_own_head(folder: Path) -> bool | None:
 def _t5(config: Any, own_head: bool | None, origin: str) -> Base:
     own_head = not config.tie_word_embeddings if own_head is None else own_head
     modules = list(t5.modules(config, own_head))
-    return Base("t5", modules, partial(t5.forward, config), False, ("shared",), origin, config=t5_json(config))
+    return Base("t5", modules, partial(t5.forward, config), False, ("shared.weight",), origin, config=t5_json(config))
 
 
 def _gpt2(config: Any, origin: str) -> Base:
-    tied = ("transformer.wte",) if config.tie_word_embeddings else ()
+    tied = ("transformer.wte.weight",) if config.tie_word_embeddings else ()
     return Base(
         "gpt2", list(gpt2.modules(config)), partial(gpt2.forward, config), True, tied, origin, config=gpt2_json(config)
     )

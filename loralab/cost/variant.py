@@ -40,10 +40,9 @@ def trained_by(recipe: Recipe, base: Base) -> Trained:
     targets = resolve(rules, _described(base))
     check_patterns(spec.rank_pattern, targets, "rank_pattern")
     check_patterns(spec.alpha_pattern, targets, "alpha_pattern")
-    refuse_shared(targets, base.sharing)
     parameters = {name: len(shape) for module in base.modules for name, shape in module.parameters.items()}
     whole = set(tuned_names(spec, _names(base), parameters, targets))
-    refuse_shared((name.rpartition(".")[0] for name in whole), base.sharing)
+    refuse_shared(targets, whole, base.shared)
     classifies, asked = recipe.data.label is not None, recipe.training.head
     if classifies and (asked == "trained" or (asked is None and not base.brings_head)):
         whole |= head

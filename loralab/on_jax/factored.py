@@ -225,7 +225,7 @@ def _constant(params: dict[str, Any], weight: Factored) -> Factored:
     return constant
 
 
-def _placed(params: dict[str, Any], weight: Factored) -> Factored:
+def _on_devices(params: dict[str, Any], weight: Factored) -> Factored:
     """W on the devices that the function asks for; the factors are small."""
     return _with(weight, lax.with_sharding_constraint(weight.W, params["sharding"]), weight.B)
 
@@ -251,7 +251,7 @@ STRUCTURE: dict[str, Callable[..., Factored | list[Factored] | None]] = {
     "div": _divide,
     "neg": _negate,
     "stop_gradient": _constant,
-    "sharding_constraint": _placed,
+    "sharding_constraint": _on_devices,
     "optimization_barrier": _barrier,
     "copy": _same,
     "copy_p": _same,

@@ -29,8 +29,9 @@ def count(f: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     Raises:
         UserError: the program has a while loop with products, in which nothing says how often it runs, or a kernel of Pallas.
     """
-    program, _ = dce_jaxpr(jax.make_jaxpr(f)(*args, **kwargs).jaxpr, True)  # without what no result needs
-    return _flops(program)
+    program = jax.make_jaxpr(f)(*args, **kwargs).jaxpr
+    needed, _ = dce_jaxpr(program, [True] * len(program.outvars))
+    return _flops(needed)
 
 
 def _flops(jaxpr: Jaxpr) -> int:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from loralab.data.stopping import cut
-from loralab.decoding import TOKENS_PER_BATCH, Decoding, decoding_of, uniforms, until
+from loralab.decoding import TOKENS_PER_BATCH, Decoding, decoding_of, refuse_one_text, uniforms, until
 from loralab.errors import UserError
 from loralab.on_jax.beam import beam_search
 from loralab.on_jax.decode import decode
 from loralab.on_jax.models.t5 import T5
 from loralab.on_jax.models.t5_layers import Params
+from loralab.on_jax.names import check_params
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,14 +111,12 @@ def generate(
             weights of a T5.
     """
     decoding = decoding_of(locals())
-    if "shared" not in params:
-        raise UserError(
-            f"params holds {', '.join(map(str, list(params)[:2]))} and no 'shared': it must be the model's weights. "
-            "Of an adapted model give what merge_fn gives for what was trained."
-        )
+    refuse_one_text(texts)
+    check_params(params)
     if decoding.stop and decoding.beams > 1:
         raise UserError(
             f"stop is {list(decoding.stop)} and beams is {beams}: in JAX no hypothesis ends with a text. Set beams to 1."
         )
     answers = generate_ids(model, params, [tokenizer(text).input_ids for text in texts], decoding)
-    return [cut(str(text), decoding.stop) for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    written = tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
+    return [cut(str(text), decoding.stop) for text in written]

@@ -29,7 +29,7 @@ from loralab.model_files import (
 )
 from loralab.on_jax.models.t5 import T5
 from loralab.on_jax.models.t5_layers import Params
-from loralab.on_jax.names import from_hugging_face, to_hugging_face
+from loralab.on_jax.names import check_params, from_hugging_face, to_hugging_face
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,8 +106,9 @@ def save_model(
         base_name: the folder or hub id that the base was loaded from; the configs are those of there.
 
     Raises:
-        ModelError: there is no such base; or the weights are not this model's.
+        UserError: there is no such base; params are no weights, or not this model's.
     """
+    check_params(params)
     source, folder = model_folder(str(base_name)), Path(folder)
     weights = {name: np.ascontiguousarray(array) for name, array in to_hugging_face(params).items()}
     check_shapes(model.shapes("lm_head" in params), {name: array.shape for name, array in weights.items()}, folder)

@@ -273,7 +273,11 @@ def _whole(spec: LoRASpec, weights: list[Weight], targets: list[str]) -> set[str
     chosen = set()
     if spec.modules_to_save:
         groups = select(spec.modules_to_save, [module.name for module in modules(weights)], "modules_to_save")
-        chosen |= {w.path for w in trained if w.module in groups or w.path.startswith(tuple(f"{g}." for g in groups))}
+        for group in groups:
+            inside = {w.path for w in trained if w.module == group or w.path.startswith(f"{group}.")}
+            if not inside:
+                raise TargetError(f"modules_to_save selects {group!r}, in which nothing can be trained.")
+            chosen |= inside
     if spec.tune_vectors:
         chosen |= {weight.path for weight in trained if weight.vector}
     if spec.bias != "none":

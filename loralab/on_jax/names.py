@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from loralab.errors import UserError
 from loralab.on_jax.weights import dotted
 
 EMBEDDINGS = ("shared", "relative_attention_bias")
@@ -30,6 +31,19 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
             place = place.setdefault(module, {})
         place[leaf] = array.T if leaf == "kernel" else array
     return params
+
+
+def check_params(params: Any) -> None:
+    """Raises UserError where this is no T5's weights; what was trained on them stands often in their place."""
+    if not isinstance(params, Mapping) or "encoder" not in params:
+        found = (
+            f"holds {', '.join(map(str, params)) or 'nothing'}"[:60]
+            if isinstance(params, Mapping)
+            else f"is {params!r}"[:60]
+        )
+        raise UserError(
+            f"params {found}; it must be a T5's weights. Of an adapted model give what merge_fn makes of what was trained."
+        )
 
 
 def to_hugging_face(params: Any) -> dict[str, np.ndarray]:

@@ -33,14 +33,15 @@ def _dot(params: dict[str, Any], masks: Masks | None, lhs: Any, rhs: Any) -> Arr
         into, out_of = (weight.A, weight.letters("lzi")), (weight.B, weight.letters("loz"))
     elif contracted and contracted <= {*weight.letters("o")}:
         into, out_of = (weight.B, weight.letters("loz")), (weight.A, weight.letters("lzi"))
-        if weight.stretch is not None and not {*weight.letters("lo")} <= {*of_x}:
-            return None
-        x = weight.stretched(x, of_x)
+        if weight.stretch is not None:
+            if not {*weight.letters("lo")} <= {*of_x}:
+                return None
+            x = weight.stretched(_seen(x, weight, masks), of_x)
     else:
         return None
     y = lax.dot_general(weight.W, x, **params) if weight is lhs else lax.dot_general(x, weight.W, **params)
 
-    dropped, scale = _dropped(_seen(x, weight), weight, masks)
+    dropped, scale = _dropped(x, weight, masks)
     between = "".join(dict.fromkeys(letter for letter in of_x + into[1] if letter not in contracted))
     how = {"precision": params["precision"], "preferred_element_type": params["preferred_element_type"]}
     small = jnp.einsum(f"{of_x},{into[1]}->{between}", dropped, (into[0] * scale).astype(dropped.dtype), **how)
@@ -66,14 +67,19 @@ def _einsum_letters(
     return {LETTERS[at] for at in left}, of_x, batch + (free_w + free_x if weight_first else free_x + free_w)
 
 
-def _seen(x: Array, weight: Factored) -> Array:
+def _seen(x: Array, weight: Factored, masks: Masks | None) -> Array:
     """x in a dtype that the factors can be cast to without loss of what they are."""
-    fine = jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype.itemsize > 1
-    return x if fine else x.astype(weight.A.dtype)
+    if jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype.itemsize > 1:
+        return x
+    cast = x.astype(weight.A.dtype)
+    if masks is not None:
+        masks.take_for(x, cast)
+    return cast
 
 
 def _dropped(x: Array, weight: Factored, masks: Masks | None) -> tuple[Array, float]:
     """What the update sees of x, and what it is scaled by."""
+    x = _seen(x, weight, masks)
     return (x, weight.scale) if masks is None else (masks.drop(x), weight.scale / (1 - masks.rate))
 
 
@@ -87,7 +93,7 @@ def _convolve(params: dict[str, Any], masks: Masks | None, x: Any, weight: Any) 
         return None
     y: Array = lax.conv_general_dilated_p.bind(x, weight.W, **params)
     dropped, scale = _dropped(x, weight, masks)
-    kernel = jnp.moveaxis((weight.A * scale).astype(x.dtype), 0, at)
+    kernel = jnp.moveaxis((weight.A * scale).astype(dropped.dtype), 0, at)
     small: Array = lax.conv_general_dilated_p.bind(dropped, kernel, **params)
     feature, output = numbers.out_spec[1], weight.letters("o")
     of_y = FURTHER[:feature] + output + FURTHER[feature : y.ndim - 1]

@@ -42,7 +42,7 @@ def save_adapter(
 
     Raises:
         AdapterError: the spec is disabled, so that there is nothing that PEFT's files could hold; or trainable is not of this spec.
-        TargetError: the spec changes the embedding, see `refuse_shared`.
+        TargetError: the spec changes the embedding, see `why_not_shared`.
     """
     content = to_files(model, params, spec, trainable, base_name)
     folder = Path(folder)
@@ -65,7 +65,7 @@ def to_files(
     tuned = {
         name_on_disk(path): _array(as_on_disk(path, array)) for path, array in trainable.items() if path not in updates
     }
-    refuse_shared([*updates, *(name.rpartition(".")[0] for name in tuned)], model.sharing_modules)
+    refuse_shared(updates, tuned, model.shared_parameters)
     base = _base(model, params, base_name)
     return AdapterFiles(
         spec=spec,
@@ -89,8 +89,7 @@ def load_adapter(folder: str | Path, model: T5, params: Params) -> tuple[LoRASpe
 
     Raises:
         AdapterError: the adapter was trained on another base; it has too many or too few tensors for this one; a shape does not
-            fit; it adapts what `lora_init` would adapt otherwise.
-        TargetError: it changes the embedding, see `refuse_shared`.
+            fit; it adapts what `lora_init` would adapt otherwise; it changes the embedding.
     """
     stored = files.read(folder)
     check_fits(stored, _base(model, params), folder)
@@ -129,7 +128,7 @@ def _base(model: T5, params: Params, name: str | None = None) -> Base:
         (path, array), places = found[key], np.unravel_index(positions, shapes[key])
         return [float(value) for value in array[places[::-1] if transposed(path) else places]]
 
-    return Base(name or "T5 in JAX", maps, shapes, fingerprint, model.sharing_modules)
+    return Base(name or "T5 in JAX", maps, shapes, fingerprint, model.shared_parameters)
 
 
 def _array(array: Any) -> np.ndarray:

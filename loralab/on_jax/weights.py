@@ -10,8 +10,8 @@ are is said by its name, unless the caller says it:
     one axis; a bias or a norm        a vector
     three and more                    must be said: layers "lio", several inputs or outputs "iio", a convolution "iiio"
 
-What a Flax model keeps beside its parameters (running statistics, caches, counters) is never trained: Linen's collections
-other than `params`, NNX's variables other than `Param`.
+What a Flax model keeps beside its parameters (running statistics, caches, counters) is not trained: Linen's collections of
+STATE, NNX's variables other than `Param`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from loralab.targets import Module, matches, select
 
 UNSEEN = ("kernel", "weight", "embedding")  # by the rules, at a path's end
 EMBEDDINGS = ("shared", "wte", "wpe", "relative_attention_bias")
+STATE = ("batch_stats", "cache", "intermediates")
 VECTOR = re.compile(r"(.*_)?(bias|scale|offset|beta|gamma)")  # a path's last component
-NORM = re.compile(r"(.*norm|ln)(_?\d+)?|ln_.*")  # one of its last two
+NORM = re.compile(r"(.*norm|ln)(_?(\d+|f|in|out|pre|post|final))?")  # the same, or the one before a last `weight`
 LIKELY_AXES = {"query": "ioo", "key": "ioo", "value": "ioo", "out": "iio"}  # Flax's attention
 
 
@@ -66,10 +67,10 @@ class Weight:
 
     @property
     def vector(self) -> bool:
-        """A bias or a norm's scale; by its name also where there is one for each of several layers."""
-        *_, last = names = self.path.lower().split(".")[-2:]
-        named = VECTOR.fullmatch(last) or any(map(NORM.fullmatch, names))
-        return len(self.shape) <= 1 or (bool(named) and self.leaf not in ("kernel", "embedding"))
+        """A bias or a norm's scale; by its name, if nobody says its axes, also where there is one for each of several layers."""
+        name = (self.path.removesuffix(".weight") if self.leaf == "weight" else self.path).rpartition(".")[2].lower()
+        named = self.axes is None and bool(VECTOR.fullmatch(name) or NORM.fullmatch(name))
+        return len(self.shape) <= 1 or named
 
     @property
     def kind(self) -> str:
@@ -105,9 +106,7 @@ def read(params: Any, said: Mapping[str, str]) -> list[Weight | None]:
 
 
 def _beside_parameters(params: Any) -> tuple[str, ...]:
-    """Where in a Flax model's tree there are no parameters: beginnings of paths."""
-    if isinstance(params, Mapping) and "params" in params:
-        return tuple(f"{collection}." for collection in params if collection != "params")
+    """Where among NNX's variables there are no parameters: beginnings of paths."""
     places = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: bool(_kinds(node)))[0]
     return tuple(f"{dotted(path)}." for path, node in places if (kinds := _kinds(node)) and "Param" not in kinds)
 
@@ -126,7 +125,10 @@ def dotted(path: tuple[Any, ...]) -> str:
 
 def _weight(path: str, leaf: Any, beside: tuple[str, ...]) -> Weight:
     module, _, last = path.rpartition(".")
-    name, state = module if module and last in UNSEEN else path, f"{path}.".startswith(beside)
+    name, state = (
+        module if module and last in UNSEEN else path,
+        f"{path}.".startswith(beside) or any(part in STATE for part in path.split(".")),
+    )
     weight = Weight(path, name, tuple(leaf.shape), leaf.dtype, None, state)
     if len(weight.shape) != 2 or (weight.vector and not weight.embedding) or not weight.trainable:
         return weight
@@ -146,11 +148,11 @@ def _said_axes(said: Mapping[str, str], weights: list[Weight]) -> Iterator[tuple
             raise TargetError(
                 f"axes {axes!r} of {rule!r} has {len(axes)} letters; the weights have {', '.join(shapes)}."
             )
-        if fixed := [w for w in fitting if not w.trainable]:
+        if not any(w.trainable for w in fitting):
             raise TargetError(
-                f"axes {axes!r} of {rule!r}: {fixed[0].module!r} is a {fixed[0].kind}, and is not trained."
+                f"axes {axes!r} of {rule!r}: {fitting[0].module!r} is a {fitting[0].kind}, and is not trained."
             )
-        yield from ((weight.path, axes) for weight in fitting)
+        yield from ((weight.path, axes) for weight in fitting if weight.trainable)
 
 
 def modules(weights: list[Weight]) -> Iterator[Module]:
@@ -170,12 +172,12 @@ def modules(weights: list[Weight]) -> Iterator[Module]:
 def refuse_unsaid(rules: tuple[str, ...], weights: list[Weight]) -> None:
     """Raises TargetError where a rule selects an array of three or more axes of which nobody said what they are.
 
-    Tables of positions, such as [1, positions, width], are left alone.
+    Tables of positions, [1, positions, width], are left alone.
     """
-    unsaid = [
-        w for w in weights if w.axes is None and len(w.shape) > 2 and w.trainable and not (w.vector or w.embedding)
-    ]
+    unsaid = [w for w in weights if w.axes is None and len(w.shape) > 2 and w.trainable and not w.vector]
     for weight in unsaid:
+        if len(weight.shape) == 3 and weight.shape[0] == 1 and weight.leaf not in ("kernel", "weight"):
+            continue
         for rule in rules:
             if rule == "all-linear" or matches(rule, weight.module):
                 raise TargetError(
@@ -187,5 +189,7 @@ def refuse_unsaid(rules: tuple[str, ...], weights: list[Weight]) -> None:
 
 def _likely_axes(weight: Weight) -> str:
     """Of attention by its name; of a matrix per layer, or a convolution."""
-    axes = LIKELY_AXES.get(weight.module.rpartition(".")[2], "lio")
-    return axes if len(weight.shape) == len(axes) else "i" * (len(weight.shape) - 1) + "o"
+    number, axes = len(weight.shape), LIKELY_AXES.get(weight.module.rpartition(".")[2])
+    if axes is None or not 3 <= number <= 4:
+        return "lio" if number == 3 else "i" * (number - 1) + "o"
+    return axes if number == 3 else f"l{axes}"

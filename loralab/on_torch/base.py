@@ -74,11 +74,11 @@ def model_type(model: nn.Module) -> str:
     return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
-def sharing_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> frozenset[str]:
-    """Of a model's modules, those whose weight has a second use."""
-    uses = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
-    twice = {n for n, m in modules.items() if any(uses[id(p)] > 1 for p in m.parameters(recurse=False))}
-    return frozenset(twice | {*getattr(model, "sharing_modules", ())})
+def shared_parameters(model: nn.Module, modules: Mapping[str, nn.Module]) -> frozenset[str]:
+    """The names of the parameters with a second use, under each of their names."""
+    named = [(f"{n}.{leaf}", p) for n, m in modules.items() for leaf, p in m.named_parameters(recurse=False)]
+    uses = Counter(id(p) for _, p in named)
+    return frozenset({name for name, p in named if uses[id(p)] > 1} | {*getattr(model, "shared_parameters", ())})
 
 
 def is_turned(model: nn.Module, name: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from loralab.data.stopping import Stops, cut
-from loralab.decoding import TOKENS_PER_BATCH, Decoding, decoding_of
+from loralab.decoding import TOKENS_PER_BATCH, Decoding, decoding_of, refuse_one_text
 from loralab.errors import UserError
 from loralab.on_torch.beam import beam_search
 from loralab.on_torch.decode import decode
@@ -144,10 +144,12 @@ def generate(
         UserError: a setting is out of its bounds, or means nothing with the others.
     """
     decoding = decoding_of(locals())
+    refuse_one_text(texts)
     sources = [tokenizer(text).input_ids or _start(text, tokenizer) for text in texts]
     stops = Stops(tokenizer, decoding.stop) if decoding.stop else None
     answers = generate_ids(model, sources, decoding, tokenizer.pad_token_id or 0, stops=stops)
-    return [cut(str(text), decoding.stop) for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    written = tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
+    return [cut(str(text), decoding.stop) for text in written]
 
 
 def _start(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

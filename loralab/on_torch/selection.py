@@ -7,7 +7,7 @@ from torch import nn
 
 from loralab.errors import TargetError
 from loralab.families import ATTENTION_RULES, DEFAULT_RULES
-from loralab.on_torch.base import describe_modules, model_type, sharing_modules
+from loralab.on_torch.base import describe_modules, model_type, shared_parameters
 from loralab.on_torch.linear import WRAPPABLE, PackedLinear
 from loralab.spec import LoRASpec
 from loralab.targets import check_patterns, refuse_shared, resolve, select, tuned_names
@@ -27,7 +27,7 @@ def selected(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) ->
     targets = resolve(rules, describe_modules(model, modules))
     check_patterns(spec.rank_pattern, targets, "rank_pattern")
     check_patterns(spec.alpha_pattern, targets, "alpha_pattern")
-    refuse_shared(targets, sharing_modules(model, modules))
+    refuse_shared(targets, (), shared_parameters(model, modules))
     if spec.use_dora and (embeddings := [name for name in targets if isinstance(modules[name], nn.Embedding)]):
         raise TargetError(f"use_dora adapts linear modules only; {embeddings[0]!r} is an Embedding.")
     return targets
@@ -53,7 +53,7 @@ def trained_whole(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module
     if spec.modules_to_save:
         _refuse_packed(modules, select(spec.modules_to_save, names, "modules_to_save"))
     whole = tuned_names(spec, names, parameters, targets)
-    refuse_shared((name.rpartition(".")[0] for name in whole), sharing_modules(model, modules))
+    refuse_shared((), whole, shared_parameters(model, modules))
     return whole
 
 

@@ -14,7 +14,7 @@ from loralab.adapter import AdapterFiles
 from loralab.errors import AdapterError
 from loralab.fits import Base
 from loralab.on_torch.attach import Adapter, attachment_for, install
-from loralab.on_torch.base import base_parameters, fingerprint, plain_modules, sharing_modules
+from loralab.on_torch.base import base_parameters, fingerprint, plain_modules, shared_parameters
 from loralab.on_torch.linear import WRAPPABLE, dense_shape
 from loralab.on_torch.quantize import storage_differs
 
@@ -44,7 +44,7 @@ def check_fits(model: nn.Module, folder: str | Path) -> AdapterFiles:
         maps={n: dense_shape(m) for n, m in modules.items() if isinstance(m, WRAPPABLE)},
         parameters={name: tuple(parameter.shape) for name, parameter in base_parameters(model).items()},
         fingerprint=lambda names: fingerprint(model, names),
-        sharing=sharing_modules(model, modules),
+        shared=shared_parameters(model, modules),
     )
     fits.check_fits(stored, base, folder)
     return stored

@@ -58,9 +58,9 @@ class T5:
     config: T5Config
 
     @property
-    def sharing_modules(self) -> tuple[str, ...]:
-        """Modules whose weight has a second use: the embedding of encoder and decoder, which Transformers holds once for each."""
-        return ("shared",)
+    def shared_parameters(self) -> tuple[str, ...]:
+        """Parameters with a second use, by their names on disk: the embedding, which Transformers holds for encoder and decoder each."""
+        return ("shared.weight",)
 
     def forward(
         self,

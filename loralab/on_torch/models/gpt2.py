@@ -135,9 +135,9 @@ class GPT2(nn.Module):
         self.name_or_path = ""
 
     @property
-    def sharing_modules(self) -> tuple[str, ...]:
-        """Modules whose weight has a second use: the embedding that is also the output head."""
-        return () if self.lm_head is not None else ("transformer.wte",)
+    def shared_parameters(self) -> tuple[str, ...]:
+        """Parameters with a second use: the embedding that is also the output head."""
+        return () if self.lm_head is not None else ("transformer.wte.weight",)
 
     @property
     def tied_head(self) -> nn.Embedding | None:

@@ -127,9 +127,9 @@ class T5(nn.Module):
         return (self.config.eos_token_id,)
 
     @property
-    def sharing_modules(self) -> tuple[str, ...]:
-        """Modules whose weight has a second use: the embedding of encoder and decoder, which Transformers holds once for each."""
-        return ("shared",)
+    def shared_parameters(self) -> tuple[str, ...]:
+        """Parameters with a second use: the embedding, which Transformers holds for encoder and decoder each."""
+        return ("shared.weight",)
 
     @property
     def tied_head(self) -> nn.Embedding | None:
