@@ -180,7 +180,5 @@ def test_a_wrong_setting_is_one_clear_error(ending: Path) -> None:
     assert generate(*load_weights(ending), tokenizer, [], max_new_tokens=4) == []
     with pytest.raises(UserError, match=r"texts is the one text 'text'; it must be a list of texts"):
         generate(*load_weights(ending), tokenizer, "text", max_new_tokens=4)
-    with pytest.raises(
-        UserError, match=r"params holds shared, q; it must be a T5's weights\. Of an adapted model give"
-    ):
+    with pytest.raises(UserError, match=r"params must be a T5's weights, and not shared, q\. Of an adapted model give"):
         generate(load_weights(ending)[0], {"shared": {}, "q": {}}, tokenizer, ["text"], max_new_tokens=4)

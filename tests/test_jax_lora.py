@@ -509,7 +509,9 @@ class NormedInNNX(nnx.Module):
 def test_a_part_called_params_has_siblings() -> None:
     params = {"params": {"up": W}, "head": W}
     assert list(lora_init(LoRASpec(disabled=True), product, params)[0]) == ["head", "params.up"]
-    with pytest.raises(TargetError, match=r"modules_to_save selects 'batch_stats', in which nothing can be trained"):
+    with pytest.raises(
+        TargetError, match=r"modules_to_save 'batch_stats' selects 'batch_stats', in which nothing can be trained"
+    ):
         spec = LoRASpec(rules="up", modules_to_save=["batch_stats"])
         lora_init(spec, product, {**params, "batch_stats": {"mean": W[0]}})
 

@@ -270,14 +270,7 @@ def _whole(spec: LoRASpec, weights: list[Weight], targets: list[str]) -> set[str
     trained = [weight for weight in weights if weight.trainable]
     if spec.disabled:
         return {weight.path for weight in trained}
-    chosen = set()
-    if spec.modules_to_save:
-        groups = select(spec.modules_to_save, [module.name for module in modules(weights)], "modules_to_save")
-        for group in groups:
-            inside = {w.path for w in trained if w.module == group or w.path.startswith(f"{group}.")}
-            if not inside:
-                raise TargetError(f"modules_to_save selects {group!r}, in which nothing can be trained.")
-            chosen |= inside
+    chosen = {path for rule in spec.modules_to_save for path in _saved_whole(rule, weights)}
     if spec.tune_vectors:
         chosen |= {weight.path for weight in trained if weight.vector}
     if spec.bias != "none":
@@ -288,3 +281,13 @@ def _whole(spec: LoRASpec, weights: list[Weight], targets: list[str]) -> set[str
     if clash := [w.module for w in trained if w.path in chosen and w.module in targets]:
         raise TargetError(f"{clash[0]!r} is selected both for LoRA and to be trained whole.")
     return chosen
+
+
+def _saved_whole(rule: str, weights: list[Weight]) -> set[str]:
+    """Paths of what a rule of modules_to_save selects."""
+    groups = select([rule], [module.name for module in modules(weights)], "modules_to_save")
+    inside = tuple(f"{group}." for group in groups)
+    found = {w.path for w in weights if w.trainable and (w.module in groups or w.path.startswith(inside))}
+    if not found:
+        raise TargetError(f"modules_to_save {rule!r} selects {groups[0]!r}, in which nothing can be trained.")
+    return found

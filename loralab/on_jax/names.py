@@ -35,15 +35,12 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def check_params(params: Any) -> None:
     """Raises UserError where this is no T5's weights; what was trained on them stands often in their place."""
-    if not isinstance(params, Mapping) or "encoder" not in params:
-        found = (
-            f"holds {', '.join(map(str, params)) or 'nothing'}"[:60]
-            if isinstance(params, Mapping)
-            else f"is {params!r}"[:60]
-        )
-        raise UserError(
-            f"params {found}; it must be a T5's weights. Of an adapted model give what merge_fn makes of what was trained."
-        )
+    if isinstance(params, Mapping) and "encoder" in params:
+        return
+    found = ", ".join(map(str, params)) if isinstance(params, Mapping) else repr(params)
+    raise UserError(
+        f"params must be a T5's weights, and not {found[:60] or 'empty'}. Of an adapted model give what merge_fn makes of what was trained."
+    )
 
 
 def to_hugging_face(params: Any) -> dict[str, np.ndarray]:

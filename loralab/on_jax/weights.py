@@ -125,10 +125,8 @@ def dotted(path: tuple[Any, ...]) -> str:
 
 def _weight(path: str, leaf: Any, beside: tuple[str, ...]) -> Weight:
     module, _, last = path.rpartition(".")
-    name, state = (
-        module if module and last in UNSEEN else path,
-        f"{path}.".startswith(beside) or any(part in STATE for part in path.split(".")),
-    )
+    name = module if module and last in UNSEEN else path
+    state = f"{path}.".startswith(beside) or any(part in STATE for part in path.split("."))
     weight = Weight(path, name, tuple(leaf.shape), leaf.dtype, None, state)
     if len(weight.shape) != 2 or (weight.vector and not weight.embedding) or not weight.trainable:
         return weight
