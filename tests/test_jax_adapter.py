@@ -210,7 +210,6 @@ def save_shared_whole(folder: Path) -> None:
 
 def load_shared(folder: Path, **settings: Any) -> None:
     get_peft_model(hf_t5(make_t5(folder, "untied")), LoraConfig(**settings)).save_pretrained(folder / "a")
-    (folder / "a/loralab.json").unlink(missing_ok=True)
     load_adapter(folder / "a", *load_weights(folder))
 
 

@@ -106,7 +106,7 @@ def test_counts_and_file_are_those_of_a_real_adapter(case: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("setting", ["lora.rules=[q, shared]", "lora.modules_to_save=[shared]"])
-def test_what_cannot_be_trained_is_not_planned(setting: str, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_not_planned(setting: str) -> None:
     with pytest.raises(TargetError, match="'shared' shares its weight"):
         planned("t5-small-xsum", "variants={one: {}}", "published={}", setting)
 

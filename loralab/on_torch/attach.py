@@ -29,6 +29,7 @@ from loralab.on_torch.base import (
     is_turned,
     packing,
     plain_modules,
+    shared_parameters,
     size,
 )
 from loralab.on_torch.describe import adapter_table
@@ -36,6 +37,7 @@ from loralab.on_torch.linear import LINEAR, dense_weight, is_transposed, write_d
 from loralab.on_torch.lora import Adapted, DropoutMasks, Update, wrap
 from loralab.on_torch.selection import selected, trained_whole
 from loralab.spec import LoRASpec
+from loralab.targets import refuse_shared
 
 
 @dataclass
@@ -66,7 +68,9 @@ def attach(model: nn.Module, spec: LoRASpec, name: str = "default") -> Adapter:
         return Adapter(model, spec, name, {}, dict(model.named_parameters()))
     modules = plain_modules(model)
     targets = selected(model, spec, modules)
-    return install(model, attachment, spec, name, targets, trained_whole(model, spec, modules, targets))
+    whole = trained_whole(spec, modules, targets)
+    refuse_shared(targets, whole, shared_parameters(model, modules))
+    return install(model, attachment, spec, name, targets, whole)
 
 
 def attachment_for(model: nn.Module, name: str) -> Attachment:

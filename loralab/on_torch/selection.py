@@ -7,10 +7,10 @@ from torch import nn
 
 from loralab.errors import TargetError
 from loralab.families import ATTENTION_RULES, DEFAULT_RULES
-from loralab.on_torch.base import describe_modules, model_type, shared_parameters
+from loralab.on_torch.base import describe_modules, model_type
 from loralab.on_torch.linear import WRAPPABLE, PackedLinear
 from loralab.spec import LoRASpec
-from loralab.targets import check_patterns, refuse_shared, resolve, select, tuned_names
+from loralab.targets import check_patterns, resolve, select, tuned_names
 
 
 def selected(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) -> list[str]:
@@ -27,7 +27,6 @@ def selected(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) ->
     targets = resolve(rules, describe_modules(model, modules))
     check_patterns(spec.rank_pattern, targets, "rank_pattern")
     check_patterns(spec.alpha_pattern, targets, "alpha_pattern")
-    refuse_shared(targets, (), shared_parameters(model, modules))
     if spec.use_dora and (embeddings := [name for name in targets if isinstance(modules[name], nn.Embedding)]):
         raise TargetError(f"use_dora adapts linear modules only; {embeddings[0]!r} is an Embedding.")
     return targets
@@ -42,7 +41,7 @@ def _default_rules(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str
     return next((rules for rules in ATTENTION_RULES if leaves.issuperset(rules)), None)
 
 
-def trained_whole(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module], targets: list[str]) -> list[str]:
+def trained_whole(spec: LoRASpec, modules: dict[str, nn.Module], targets: list[str]) -> list[str]:
     """The names of the base's parameters that are trained whole: biases, vectors, modules_to_save."""
     parameters = {
         f"{name}.{leaf}".lstrip("."): p.ndim
@@ -52,9 +51,7 @@ def trained_whole(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module
     names = [name for name in modules if name]
     if spec.modules_to_save:
         _refuse_packed(modules, select(spec.modules_to_save, names, "modules_to_save"))
-    whole = tuned_names(spec, names, parameters, targets)
-    refuse_shared((), whole, shared_parameters(model, modules))
-    return whole
+    return tuned_names(spec, names, parameters, targets)
 
 
 def _refuse_packed(modules: dict[str, nn.Module], roots: list[str]) -> None:
