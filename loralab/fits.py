@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,20 @@ class Base:
     """That of the parameters of these names, as far as the base has them."""
     shared: Collection[str]
     """Parameters with a second use."""
+    holds: Callable[[str, np.ndarray], bool]
+    """Whether the parameter of this name has these values, as far as its dtype can tell."""
 
 
-def check_fits(stored: AdapterFiles, base: Base, folder: str | Path) -> None:
-    """Raises AdapterError where the adapter was trained on another base, has tensors too many or too few, or of another shape, or
-    changes a weight with several uses."""
+def fitted(stored: AdapterFiles, base: Base, folder: str | Path) -> AdapterFiles:
+    """The adapter for this base, without the copies of the base's own weights that PEFT may have saved beside it.
+
+    Raises:
+        AdapterError: it was trained on another base, has tensors too many or too few, or of another shape, or changes a weight
+            with several uses.
+    """
+    stored = replace(
+        stored, tuned={n: array for n, array in stored.tuned.items() if not _is_copy(n, array, stored, base)}
+    )
     _check_base(stored, base, folder)
     _check_names(stored, base, folder)
     if reason := why_not_shared(stored.updates, stored.tuned, base.shared):
@@ -42,6 +51,15 @@ def check_fits(stored: AdapterFiles, base: Base, folder: str | Path) -> None:
         _check_update(stored, target, arrays, base.maps[target], folder)
     for parameter, array in stored.tuned.items():
         _check_shape(parameter, array, base.parameters[parameter], folder)
+    return stored
+
+
+def _is_copy(name: str, array: np.ndarray, stored: AdapterFiles, base: Base) -> bool:
+    """Whether this is an embedding or head as the base has it, which no setting trains: PEFT's `save_embedding_layers`."""
+    if not name.endswith(".weight") or any(f".{module}." in f".{name}" for module in stored.spec.modules_to_save):
+        return False
+    names = [name] if name in base.parameters else base.shared  # a tied head has no name of its own in every model
+    return any(base.parameters.get(each) == array.shape and base.holds(each, array) for each in names)
 
 
 def _check_base(stored: AdapterFiles, base: Base, folder: str | Path) -> None:

@@ -17,7 +17,18 @@ import oracle
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_adapter import BROKEN, IDS, T5_CASES, edit_config, edit_tensors, hf_t5, logits, randomise, t5
+from test_adapter import (
+    BROKEN,
+    IDS,
+    T5_CASES,
+    edit_config,
+    edit_tensors,
+    hf_t5,
+    logits,
+    randomise,
+    saved_with_embeddings,
+    t5,
+)
 from tiny import make_t5
 
 from loralab import LoRASpec, attach
@@ -112,6 +123,18 @@ def test_jax_loads_pefts(settings: dict[str, Any], base: Path, loaded: tuple[T5,
     peft = get_peft_model(hf_t5(base), LoraConfig(r=4, lora_alpha=6, **config)).eval()
     randomise(p for p in peft.parameters() if p.requires_grad)
     peft.save_pretrained(tmp_path, save_embedding_layers=False)
+    spec, trainable = load_adapter(tmp_path, *loaded)
+    _, _, merge_fn = lora_init(spec, loaded[0].forward, loaded[1])
+    assert_close(jax_logits(loaded[0], merge_fn(trainable)), torch_logits(peft))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"target_modules": ["q", "lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=str
+)
+def test_jax_loads_pefts_with_copies_of_the_base(
+    settings: dict[str, Any], base: Path, loaded: tuple[T5, Any], tmp_path: Path
+) -> None:
+    peft = saved_with_embeddings(base, tmp_path, **settings)
     spec, trainable = load_adapter(tmp_path, *loaded)
     _, _, merge_fn = lora_init(spec, loaded[0].forward, loaded[1])
     assert_close(jax_logits(loaded[0], merge_fn(trainable)), torch_logits(peft))
@@ -234,6 +257,12 @@ def load_head_alone(folder: Path) -> None:
     load_adapter(folder / "a", *load_weights(folder))
 
 
+def load_changed_head(folder: Path) -> None:
+    saved_with_embeddings(make_t5(folder, "untied"), folder / "a", target_modules=["q", "lm_head"])
+    edit_tensors(folder / "a", lambda tensors: tensors["base_model.model.lm_head.base_layer.weight"].mul_(2))
+    load_adapter(folder / "a", *load_weights(folder))
+
+
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a whole model": (save_disabled, r"there is no adapter\. Save it with save_model"),
     "a tied embedding": (save_tied, r"'shared' shares its weight with another module"),
@@ -253,6 +282,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "too little": (
         save_too_little,
         r"What is trained lacks 'decoder.block.0.layer.0.SelfAttention.v', which this spec trains",
+    ),
+    "LoRA on a head that is no copy of the base's": (
+        load_changed_head,
+        r"differ in 1 parameters, such as 'lm_head.weight'",
     ),
     "a head alone": (load_head_alone, r"holds no update of LoRA's"),
 }

@@ -15,7 +15,7 @@ from loralab import adapter as files
 from loralab.adapter import AdapterFiles
 from loralab.errors import AdapterError
 from loralab.fingerprint import Fingerprint, take
-from loralab.fits import Base, check_fits
+from loralab.fits import Base, fitted
 from loralab.on_jax.lora import Trainable, adapt
 from loralab.on_jax.models.t5 import T5
 from loralab.on_jax.models.t5_layers import Params
@@ -91,8 +91,7 @@ def load_adapter(folder: str | Path, model: T5, params: Params) -> tuple[LoRASpe
         AdapterError: the adapter was trained on another base; it has too many or too few tensors for this one; a shape does not
             fit; it adapts what `lora_init` would adapt otherwise; it changes the embedding.
     """
-    stored = files.read(folder)
-    check_fits(stored, _base(model, params), folder)
+    stored = fitted(files.read(folder), _base(model, params), folder)
     if not stored.updates:
         raise AdapterError(f"{folder} holds no update of LoRA's, only parameters that it replaces; PyTorch loads it.")
     spec = stored.spec.model_copy(update={"rules": tuple(stored.updates)})
@@ -128,7 +127,11 @@ def _base(model: T5, params: Params, name: str | None = None) -> Base:
         (path, array), places = found[key], np.unravel_index(positions, shapes[key])
         return [float(value) for value in array[places[::-1] if transposed(path) else places]]
 
-    return Base(name or "T5 in JAX", maps, shapes, fingerprint, model.shared_parameters)
+    def holds(key: str, values: np.ndarray) -> bool:
+        path, array = found[key]
+        return bool((jnp.asarray(values, array.dtype) == as_on_disk(path, array)).all())
+
+    return Base(name or "T5 in JAX", maps, shapes, fingerprint, model.shared_parameters, holds)
 
 
 def _array(array: Any) -> np.ndarray:

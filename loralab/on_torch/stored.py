@@ -38,16 +38,16 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
 
 def check_fits(model: nn.Module, folder: str | Path) -> AdapterFiles:
     """An adapter from disk, if it fits this model; raises AdapterError where it does not."""
-    stored, modules = files.read(folder), plain_modules(model)
+    modules, parameters = plain_modules(model), base_parameters(model)
     base = Base(
         name=str(getattr(model, "name_or_path", "") or type(model).__name__),
         maps={n: dense_shape(m) for n, m in modules.items() if isinstance(m, WRAPPABLE)},
-        parameters={name: tuple(parameter.shape) for name, parameter in base_parameters(model).items()},
+        parameters={name: tuple(parameter.shape) for name, parameter in parameters.items()},
         fingerprint=lambda names: fingerprint(model, names),
         shared=shared_parameters(model, modules),
+        holds=lambda name, values: torch.equal(torch.from_numpy(values.copy()).to(parameters[name]), parameters[name]),
     )
-    fits.check_fits(stored, base, folder)
-    return stored
+    return fits.fitted(files.read(folder), base, folder)
 
 
 def continue_from(adapter: Adapter, model: nn.Module, folder: Path) -> None:
