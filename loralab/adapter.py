@@ -22,6 +22,7 @@ import safetensors
 import safetensors.numpy
 
 from loralab.errors import AdapterError
+from loralab.peft_settings import NARROWING, NO_MODULES, read_settings
 from loralab.spec import LoRASpec
 
 Arrays = dict[str, np.ndarray]
@@ -34,16 +35,6 @@ LINEAR_PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_m
 EMBEDDING_PARTS = {"A": "lora_embedding_A", "B": "lora_embedding_B", "magnitude": "lora_magnitude_vector"}
 PART_OF = {suffix: part for parts in (LINEAR_PARTS, EMBEDDING_PARTS) for part, suffix in parts.items()}
 PART_OF["lora_magnitude_vector.weight"] = "magnitude"  # older PEFT
-
-# PEFT's settings that change what an adapter computes and that we do not compute, with the value that leaves them out.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "use_qalora": (False, None), "use_bdlora": (False, None), "lora_bias": (False, None), "trainable_token_indices": (None,),
-    "target_parameters": (None, []), "layer_replication": (None,), "alora_invocation_tokens": (None,), "megatron_config": (None,),
-    "arrow_config": (None,), "kasa_config": (None,), "monteclora_config": (None,), "velora_config": (None,),
-}  # fmt: skip
-NO_MODULES = "dummy-target-modules"  # PEFT's word for an adapter that trains modules whole and wraps none
-# Initialisations that also change the base's weights: their adapters only fit that changed base.
-CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,9 @@ class AdapterFiles:
 
 def write(folder: Path, adapter: AdapterFiles) -> None:
     """Writes the three files into an existing folder."""
-    config = json.dumps(peft_config(adapter), indent=2, sort_keys=True)
+    config = json.dumps(
+        dict(sorted(peft_config(adapter).items())), indent=2
+    )  # patterns keep their order: the first match wins
     (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
     safetensors.numpy.save_file(peft_tensors(adapter), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CARD).write_text(json.dumps(adapter.card, indent=2) + "\n", encoding="utf-8")
@@ -132,7 +125,9 @@ def _alpha_for(spec: LoRASpec, scale: float, rank: int) -> float:
 def _alpha_pattern(spec: LoRASpec, modules: list[str]) -> dict[str, float]:
     if spec.alpha is not None or not spec.rank_pattern:
         return dict(spec.alpha_pattern)
-    return {re.escape(module): _alpha_for(spec, spec.scale_of(module), spec.rank_of(module)) for module in modules}
+    return {
+        "^" + re.escape(module): _alpha_for(spec, spec.scale_of(module), spec.rank_of(module)) for module in modules
+    }
 
 
 def _tuned_settings(adapter: AdapterFiles) -> tuple[list[str], str]:
@@ -166,13 +161,15 @@ def read(folder: str | Path) -> AdapterFiles:
     """
     folder = Path(folder)
     config = _read_json(folder / CONFIG, "an adapter's folder holds adapter_config.json and adapter_model.safetensors")
-    _refuse_unsupported(config, folder)
+    spec = read_settings(config, folder)
     arrays = _read_tensors(folder / WEIGHTS)
     updates, tuned, embeddings = _sort_tensors(arrays, folder)
     targets = () if config.get("target_modules") == NO_MODULES else config.get("target_modules") or ()
-    card = _read_json(folder / CARD, "") if (folder / CARD).exists() else {}
+    if any(config.get(key) not in (None, []) for key in NARROWING):
+        targets = tuple(updates)
+        spec = spec.model_copy(update={"rules": targets})
     return AdapterFiles(
-        spec=_spec(config),
+        spec=spec,
         updates=updates,
         tuned=tuned,
         embeddings=embeddings,
@@ -180,8 +177,16 @@ def read(folder: str | Path) -> AdapterFiles:
         base_name=config.get("base_model_name_or_path"),
         task_type=config.get("task_type"),
         targets=targets if isinstance(targets, str) else tuple(targets),
-        card=card,
+        card=_card(folder),
     )
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    card = _read_json(folder / CARD, "") if (folder / CARD).exists() else {}
+    base = card.get("base", {})
+    if not isinstance(base, dict) or not isinstance(base.get("fingerprint", {}), dict | None):
+        raise AdapterError(f"{folder / CARD} is damaged: {base!r} is no description of a base.")
+    return card
 
 
 def read_file_tensors(path: Path) -> Arrays:
@@ -201,15 +206,23 @@ def _to_float32(tensor: Mapping[str, Any]) -> np.ndarray:
 
 
 def missing_modules(adapter: AdapterFiles, names: Iterable[str]) -> list[str]:
-    """Of the wrappable modules of a base, those that `target_modules` selects and the file has nothing for."""
+    """Of the wrappable modules of a base, those that `target_modules` selects and the file has nothing for. PEFT gives no LoRA to
+    what it trains whole."""
     if adapter.targets is None or not adapter.targets:
         return []
-    return [name for name in names if name not in adapter.updates and selects(adapter.targets, name)]
+    whole = [re.compile(rf"(.*\.)?{module}($|\.)") for module in adapter.spec.modules_to_save]
+    missing = (name for name in names if name not in adapter.updates and selects(adapter.targets, name))
+    return [name for name in missing if not any(pattern.match(name) for pattern in whole)]
 
 
 def selects(targets: tuple[str, ...] | str, name: str) -> bool:
     """PEFT's `target_modules`: one regular expression for the whole name, or suffixes of whole components."""
-    return re.fullmatch(targets, name) is not None if isinstance(targets, str) else _is_suffix(targets, name)
+    if not isinstance(targets, str):
+        return _is_suffix(targets, name)
+    try:
+        return re.fullmatch(targets, name) is not None
+    except re.error as error:
+        raise AdapterError(f"{targets!r} in the adapter's target_modules is no regular expression: {error}.") from error
 
 
 def _is_suffix(targets: Iterable[str], name: str) -> bool:
@@ -243,20 +256,6 @@ def _read_tensors(path: Path) -> Arrays:
         raise AdapterError(f"{path} is damaged or cut off: {error}.") from error
 
 
-def _refuse_unsupported(config: Mapping[str, Any], folder: Path) -> None:
-    if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{folder} is a PEFT adapter of type {config.get('peft_type')!r}; only LORA can be loaded.")
-    for key, neutral in UNSUPPORTED.items():
-        if key in config and config[key] not in neutral:
-            raise AdapterError(f"{folder} uses PEFT's {key} = {config[key]!r}, which loralab does not compute.")
-    start = str(config.get("init_lora_weights", "")).lower()
-    if start.startswith(CHANGES_BASE):
-        raise AdapterError(
-            f"{folder} was started with {start!r}, which changes the base's weights too, so it fits no published base. "
-            "Save it from PEFT with path_initial_model_for_weight_conversion."
-        )
-
-
 def _sort_tensors(arrays: Arrays, folder: Path) -> tuple[dict[str, Arrays], Arrays, frozenset[str]]:
     """File keys -> updates, replaced parameters, and which updates are of embeddings."""
     updates: dict[str, Arrays] = {}
@@ -280,20 +279,3 @@ def _sort_tensors(arrays: Arrays, folder: Path) -> tuple[dict[str, Arrays], Arra
                 f"{folder} holds no {LINEAR_PARTS[absent.pop()]} for {module!r}: the file is incomplete."
             )
     return updates, tuned, frozenset(embeddings)
-
-
-def _spec(config: Mapping[str, Any]) -> LoRASpec:
-    targets = () if config.get("target_modules") == NO_MODULES else config.get("target_modules")
-    return LoRASpec(
-        rank=config.get("r", 8),
-        alpha=config.get("lora_alpha", 8),
-        rules=f"re:{targets}" if isinstance(targets, str) else tuple(targets or ()),
-        dropout=config.get("lora_dropout", 0.0),
-        bias=config.get("bias", "none"),
-        modules_to_save=tuple(config.get("modules_to_save") or ()),
-        rank_pattern=config.get("rank_pattern") or {},
-        alpha_pattern=config.get("alpha_pattern") or {},
-        use_rslora=bool(config.get("use_rslora")),
-        use_dora=bool(config.get("use_dora")),
-        init="gaussian" if config.get("init_lora_weights") == "gaussian" else "kaiming",
-    )

@@ -45,12 +45,12 @@ def fitted(stored: AdapterFiles, base: Base, folder: str | Path) -> AdapterFiles
     )
     _check_base(stored, base, folder)
     _check_names(stored, base, folder)
-    if reason := why_not_shared(stored.updates, stored.tuned, base.shared):
-        raise AdapterError(f"{folder}: {reason}")
     for target, arrays in stored.updates.items():
         _check_update(stored, target, arrays, base.maps[target], folder)
     for parameter, array in stored.tuned.items():
         _check_shape(parameter, array, base.parameters[parameter], folder)
+    if reason := why_not_shared(stored.updates, stored.tuned, base.shared):
+        raise AdapterError(f"{folder}: {reason}")
     return stored
 
 

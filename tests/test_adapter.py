@@ -167,32 +167,6 @@ def test_we_load_pefts_t5(settings: dict[str, Any], base: Path, tmp_path: Path) 
     torch.testing.assert_close(logits(model), logits(peft))
 
 
-def saved_with_embeddings(base: Path, folder: Path, **settings: Any) -> PeftModel:
-    """PEFT's T5, moved, and its folder, where embedding and head of the base lie beside LoRA."""
-    config = LoraConfig(r=4, lora_alpha=6, **{"target_modules": ["q", "v"], **settings})
-    peft = get_peft_model(hf_t5(base), config).eval()
-    randomise(p for p in peft.parameters() if p.requires_grad)
-    peft.save_pretrained(folder, save_embedding_layers=True)
-    return peft
-
-
-@pytest.mark.parametrize("make", [t5, hf_t5])
-@pytest.mark.parametrize("layout", ["untied", "tied-unscaled"])
-def test_copies_of_the_base_beside_lora_are_no_part_of_it(make: Any, layout: str, tmp_path: Path) -> None:
-    model = make(make_t5(tmp_path / "base", layout))
-    peft = saved_with_embeddings(tmp_path / "base", tmp_path / "a")
-    assert {"lm_head.weight", "shared.weight"} <= set(read(tmp_path / "a").tuned)
-    assert not load_adapter(model, tmp_path / "a").tuned
-    torch.testing.assert_close(logits(model), logits(peft))
-    assert not load_adapter(make(tmp_path / "base").to(torch.bfloat16), tmp_path / "a").tuned
-
-
-def test_a_head_that_is_no_copy_is_loaded(base: Path, tmp_path: Path) -> None:
-    saved_with_embeddings(base, tmp_path / "a")
-    edit_tensors(tmp_path / "a", lambda tensors: tensors["base_model.model.lm_head.weight"].mul_(2))
-    assert set(load_adapter(t5(base), tmp_path / "a").tuned) == {"lm_head.weight"}
-
-
 def test_the_folder_is_pefts(base: Path, tmp_path: Path) -> None:
     adapter = attach(t5(base), LoRASpec(rules=["q", "v"], rank=4, alpha=8, dropout=0.05))
     adapter.save(tmp_path / "a")
@@ -312,6 +286,18 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "magnitudes missing": (
         lambda f: edit_config(f, use_dora=True),
         r"holds A, B for .*; its settings call for A, B, magnitude",
+    ),
+    "a rank that is none": (
+        lambda f: edit_config(f, r=None),
+        r"cannot take: rank is None: Input should be a valid int",
+    ),
+    "targets that are no expression": (
+        lambda f: edit_config(f, target_modules="("),
+        r"'\(' in the adapter's target_modules is no regular expression",
+    ),
+    "a card of nothing": (
+        lambda f: (f / "loralab.json").write_text('{"base": null}'),
+        r"loralab.json is damaged: None is no description of a base",
     ),
     "another kind": (lambda f: edit_config(f, peft_type="IA3"), r"type 'IA3'; only LORA"),
     "unsupported setting": (lambda f: edit_config(f, layer_replication=[[0, 2]]), "layer_replication"),

@@ -300,6 +300,29 @@ def test_adapters_go_both_ways(rules: list[str], folder: Path, untied: Path, tmp
     assert not torch.allclose(model(ids).logits, base, atol=1e-2)
 
 
+@pytest.mark.parametrize("whole", ["c_attn", "attn.c_proj", "h.1"])
+def test_matrices_trained_whole_lie_as_in_the_files(whole: str, folder: Path, tmp_path: Path) -> None:
+    ids, model = rows(30, None)[0], our_gpt2(folder)
+    adapter = attach(model, LoRASpec(rank=4, alpha=8, rules=["re:.*h.0.mlp.c_fc"], modules_to_save=[whole]))
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=r".*h\.0\.mlp\.c_fc", modules_to_save=[whole], fan_in_fan_out=True
+    )
+    peft = get_peft_model(their_gpt2(folder), config)
+    for parameter in [*adapter.parameters(), *(p for p in peft.parameters() if p.requires_grad)]:
+        with torch.no_grad():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    adapter.save(tmp_path / "ours")
+    peft.save_pretrained(tmp_path / "theirs")
+    there, back, again = their_gpt2(folder), our_gpt2(folder), our_gpt2(folder)
+    loaded = PeftModel.from_pretrained(there, tmp_path / "ours").eval()
+    load_adapter(back, tmp_path / "theirs")
+    load_adapter(again, tmp_path / "ours")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=ids).logits, model(ids).logits)
+        torch.testing.assert_close(back(ids).logits, peft.eval()(input_ids=ids).logits)
+        assert torch.equal(again(ids).logits, model(ids).logits)
+
+
 def test_the_default_rule_is_pefts_and_a_tied_embedding_is_refused(folder: Path) -> None:
     adapter = attach(our_gpt2(folder), LoRASpec(rank=2))
     assert list(adapter.updates) == [f"transformer.h.{layer}.attn.c_attn" for layer in range(3)]

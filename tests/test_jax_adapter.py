@@ -26,9 +26,9 @@ from test_adapter import (
     hf_t5,
     logits,
     randomise,
-    saved_with_embeddings,
     t5,
 )
+from test_peft_folders import saved_with_embeddings
 from tiny import make_t5
 
 from loralab import LoRASpec, attach
@@ -115,6 +115,9 @@ def test_jax_loads_pytorchs(case: str, base: Path, loaded: tuple[T5, Any], tmp_p
         {"use_rslora": True},
         {"modules_to_save": ["lm_head"]},
         {"target_modules": r".*decoder.*\.[kv]"},
+        {"bias": "all"},
+        {"modules_to_save": ["layer_norm"]},
+        {"layers_to_transform": [1]},
     ],
     ids=str,
 )
@@ -138,6 +141,13 @@ def test_jax_loads_pefts_with_copies_of_the_base(
     spec, trainable = load_adapter(tmp_path, *loaded)
     _, _, merge_fn = lora_init(spec, loaded[0].forward, loaded[1])
     assert_close(jax_logits(loaded[0], merge_fn(trainable)), torch_logits(peft))
+
+
+def test_a_pattern_for_no_module_of_this_base_is_left_alone(base: Path, loaded: tuple[T5, Any], tmp_path: Path) -> None:
+    attach(t5(base), LoRASpec(rules=["q"], rank=4, alpha=8)).save(tmp_path)
+    edit_config(tmp_path, rank_pattern={"q_proj": 2}, alpha_pattern={"v": 2})
+    spec, _ = load_adapter(tmp_path, *loaded)
+    assert not spec.rank_pattern and not spec.alpha_pattern
 
 
 @pytest.mark.parametrize("case", ["all-linear", "dora"])
@@ -285,7 +295,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "LoRA on a head that is no copy of the base's": (
         load_changed_head,
-        r"differ in 1 parameters, such as 'lm_head.weight'",
+        r"replaces the weight of 'lm_head' and has LoRA on it too; PyTorch loads it",
     ),
     "a head alone": (load_head_alone, r"holds no update of LoRA's"),
 }

@@ -3,7 +3,7 @@ back. PyTorch is not needed for either."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from loralab.on_jax.models.t5 import T5
 from loralab.on_jax.models.t5_layers import Params
 from loralab.on_jax.names import as_on_disk, leaves, name_on_disk, transposed
 from loralab.on_jax.weights import read
-from loralab.spec import LoRASpec
+from loralab.spec import LoRASpec, pattern_matches
 from loralab.targets import refuse_shared
 
 
@@ -89,24 +89,39 @@ def load_adapter(folder: str | Path, model: T5, params: Params) -> tuple[LoRASpe
 
     Raises:
         AdapterError: the adapter was trained on another base; it has too many or too few tensors for this one; a shape does not
-            fit; it adapts what `lora_init` would adapt otherwise; it changes the embedding.
+            fit; it has LoRA on a weight that it replaces; it changes the embedding.
     """
     stored = fitted(files.read(folder), _base(model, params), folder)
     if not stored.updates:
         raise AdapterError(f"{folder} holds no update of LoRA's, only parameters that it replaces; PyTorch loads it.")
-    spec = stored.spec.model_copy(update={"rules": tuple(stored.updates)})
+    whole = {name.rpartition(".")[0] for name in stored.tuned}
+    if both := sorted(whole & set(stored.updates)):
+        raise AdapterError(f"{folder} replaces the weight of {both[0]!r} and has LoRA on it too; PyTorch loads it.")
+    spec = _exact(stored, whole)
     start = adapt(spec, model.forward, params).start(params)
-    whole = {name_on_disk(path): path for path, value in start.items() if not isinstance(value, dict)}
-    if odd := sorted(set(whole) ^ set(stored.tuned)):
-        raise AdapterError(
-            f"{folder}: its settings (modules_to_save, bias) and its tensors differ in {len(odd)} parameters, such as {odd[0]!r}."
-        )
     trainable: Trainable = jax.tree.map(
         lambda old, new: jnp.asarray(new, old.dtype), {name: start[name] for name in stored.updates}, stored.updates
     )
-    for name, path in whole.items():
-        trainable[path] = jnp.asarray(as_on_disk(path, stored.tuned[name]), start[path].dtype)
+    for path in set(start) - set(stored.updates):
+        trainable[path] = jnp.asarray(as_on_disk(path, stored.tuned[name_on_disk(path)]), start[path].dtype)
     return spec, trainable
+
+
+def _exact(stored: AdapterFiles, whole: Iterable[str]) -> LoRASpec:
+    """The settings, with the rules for what the file holds and nothing else."""
+    spec = stored.spec
+
+    def that_match(patterns: Mapping[str, Any]) -> dict[str, Any]:
+        return {p: value for p, value in patterns.items() if any(pattern_matches(p, name) for name in stored.updates)}
+
+    exact = {
+        "rules": tuple(stored.updates),
+        "modules_to_save": tuple(sorted(whole)),
+        "bias": "none",
+        "rank_pattern": that_match(spec.rank_pattern),
+        "alpha_pattern": that_match(spec.alpha_pattern),
+    }
+    return spec.model_copy(update=exact)
 
 
 def _base(model: T5, params: Params, name: str | None = None) -> Base:
@@ -129,7 +144,10 @@ def _base(model: T5, params: Params, name: str | None = None) -> Base:
 
     def holds(key: str, values: np.ndarray) -> bool:
         path, array = found[key]
-        return bool((jnp.asarray(values, array.dtype) == as_on_disk(path, array)).all())
+        weight = as_on_disk(path, array)
+        rounded = [weight.astype(dtype).astype(jnp.float32) for dtype in (weight.dtype, jnp.bfloat16, jnp.float16)]
+        same = (values.astype(weight.dtype) == weight).all() or any((each == values).all() for each in rounded)
+        return bool(same)
 
     return Base(name or "T5 in JAX", maps, shapes, fingerprint, model.shared_parameters, holds)
 

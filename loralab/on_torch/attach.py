@@ -26,6 +26,7 @@ from loralab.on_torch.base import (
     base_parameters,
     base_shapes,
     fingerprint,
+    in_files,
     is_turned,
     packing,
     plain_modules,
@@ -214,7 +215,7 @@ class Adapter:
                 target: {part: _array(p) for part, p in update.named_parameters()}
                 for target, update in self.updates.items()
             },
-            tuned={name: _array(parameter) for name, parameter in self.tuned.items()},
+            tuned={name: _array(in_files(self.model, name, parameter)) for name, parameter in self.tuned.items()},
             embeddings=frozenset(target for target in self.updates if isinstance(modules[target], nn.Embedding)),
             transposed=any(is_transposed(modules[t]) or is_turned(self.model, f"{t}.weight") for t in self.updates),
             base_name=base_name,
@@ -244,10 +245,10 @@ class Adapter:
 
 def task_type(model: nn.Module, tuned: Iterable[str]) -> str | None:
     """PEFT's name for what the model does. Under SEQ_CLS it expects the head in the file, so without the head it is None."""
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return "SEQ_2_SEQ_LM"
     if ours := getattr(model, "peft_task", None):
         return str(ours)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):  # PEFT asks for the method
+        return "SEQ_2_SEQ_LM" if hasattr(model, "prepare_inputs_for_generation") else None
     kind = type(model).__name__
     if kind.endswith("ForSequenceClassification"):
         return "SEQ_CLS" if any(re.fullmatch(r"(classifier|score)\.(.*\.)?weight", name) for name in tuned) else None

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loralab.fingerprint import Fingerprint, take
 from loralab.on_torch.heads import head_modules
@@ -86,6 +86,11 @@ def is_turned(model: nn.Module, name: str) -> bool:
     return name.endswith(getattr(model, "turned", ()))
 
 
+def in_files(model: nn.Module, name: str, weight: Tensor) -> Tensor:
+    """The weight of this name as its files have it; and of one of theirs, as the model has it."""
+    return weight.T if is_turned(model, name) else weight
+
+
 def base_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of the base's weights, as its files have them."""
     shapes = {name: tuple(parameter.shape) for name, parameter in base_parameters(model).items()}
@@ -105,8 +110,7 @@ def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> Fingerp
         name = aliases.get(name, name)
         if name not in parameters:
             return packed[name.removesuffix("weight").rstrip(".")].samples
-        stored = parameters[name].detach()
-        flat = (stored.T if is_turned(model, name) else stored).reshape(-1)
+        flat = in_files(model, name, parameters[name].detach()).reshape(-1)
         values: list[float] = flat[torch.from_numpy(positions).to(flat.device)].float().tolist()
         return values
 
@@ -119,7 +123,10 @@ def describe_modules(model: nn.Module, modules: dict[str, nn.Module]) -> Iterato
     heads = head_modules(model)
     for name, module in modules.items():
         if name:
-            wrappable, linear = isinstance(module, WRAPPABLE), isinstance(module, LINEAR)
+            called = not isinstance(
+                modules.get(name.rpartition(".")[0]), nn.MultiheadAttention
+            )  # it reads the weights alone
+            wrappable, linear = called and isinstance(module, WRAPPABLE), called and isinstance(module, LINEAR)
             yield Module(
                 name, type(module).__name__, wrappable, linear, head=module is output or name.startswith(heads)
             )

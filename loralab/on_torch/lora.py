@@ -216,8 +216,11 @@ class AdaptedEmbedding(Adapted):
         update = self.update()
         if update is None:
             return y
-        small = F.embedding(ids, update.A.T).to(y.dtype) * update.scale
-        return y + linear(small, update.B.to(y.dtype))
+        scale = update.scale * getattr(
+            self.base, "embed_scale", 1.0
+        )  # some embeddings scale what they give, as Gemma's do
+        y = y + linear(F.embedding(ids, update.A.T).to(y.dtype) * scale, update.B.to(y.dtype))
+        return y if update.magnitude is None else y * update.stretch(dense_weight(self.base)).to(y.dtype)
 
 
 def wrap(base: nn.Module, masks: DropoutMasks) -> Adapted:

@@ -27,8 +27,6 @@ def selected(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) ->
     targets = resolve(rules, describe_modules(model, modules))
     check_patterns(spec.rank_pattern, targets, "rank_pattern")
     check_patterns(spec.alpha_pattern, targets, "alpha_pattern")
-    if spec.use_dora and (embeddings := [name for name in targets if isinstance(modules[name], nn.Embedding)]):
-        raise TargetError(f"use_dora adapts linear modules only; {embeddings[0]!r} is an Embedding.")
     return targets
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loralab import adapter as files
 from loralab import fits
@@ -14,7 +14,7 @@ from loralab.adapter import AdapterFiles
 from loralab.errors import AdapterError
 from loralab.fits import Base
 from loralab.on_torch.attach import Adapter, attachment_for, install
-from loralab.on_torch.base import base_parameters, fingerprint, plain_modules, shared_parameters
+from loralab.on_torch.base import base_parameters, fingerprint, in_files, plain_modules, shared_parameters
 from loralab.on_torch.linear import WRAPPABLE, dense_shape
 from loralab.on_torch.quantize import storage_differs
 
@@ -42,12 +42,19 @@ def check_fits(model: nn.Module, folder: str | Path) -> AdapterFiles:
     base = Base(
         name=str(getattr(model, "name_or_path", "") or type(model).__name__),
         maps={n: dense_shape(m) for n, m in modules.items() if isinstance(m, WRAPPABLE)},
-        parameters={name: tuple(parameter.shape) for name, parameter in parameters.items()},
+        parameters={name: tuple(in_files(model, name, weight).shape) for name, weight in parameters.items()},
         fingerprint=lambda names: fingerprint(model, names),
         shared=shared_parameters(model, modules),
-        holds=lambda name, values: torch.equal(torch.from_numpy(values.copy()).to(parameters[name]), parameters[name]),
+        holds=lambda name, values: _holds(in_files(model, name, parameters[name]), torch.from_numpy(values.copy())),
     )
     return fits.fitted(files.read(folder), base, folder)
+
+
+def _holds(weight: Tensor, values: Tensor) -> bool:
+    """Whether values [fp32] are the weight's, where one of the two may have been rounded to fewer bits."""
+    values = values.to(weight.device)
+    rounded = (weight.to(dtype).float() for dtype in (weight.dtype, torch.bfloat16, torch.float16))
+    return torch.equal(values.to(weight.dtype), weight) or any(torch.equal(each, values) for each in rounded)
 
 
 def continue_from(adapter: Adapter, model: nn.Module, folder: Path) -> None:
@@ -82,4 +89,4 @@ def fill_from(adapter: Adapter, stored: AdapterFiles) -> None:
             for part, parameter in adapter.updates[target].named_parameters():
                 parameter.copy_(torch.from_numpy(arrays[part].copy()))
         for name, array in stored.tuned.items():
-            adapter.tuned[name].copy_(torch.from_numpy(array.copy()))
+            adapter.tuned[name].copy_(in_files(adapter.model, name, torch.from_numpy(array.copy())))
