@@ -74,6 +74,10 @@ def _check_base(stored: AdapterFiles, base: Base, folder: str | Path) -> None:
 def _check_names(stored: AdapterFiles, base: Base, folder: str | Path) -> None:
     extra = [name for name in stored.updates if name not in base.maps]
     extra += [name for name in stored.tuned if name not in base.parameters]
+    if unwrapped := [name for name in extra if f"{name}.weight" in base.parameters]:
+        raise AdapterError(
+            f"{folder} has LoRA on {unwrapped[0]!r}, which is here, but of a kind that loralab does not adapt."
+        )
     if extra:
         raise AdapterError(
             f"{folder} holds {len(extra)} tensors for modules that this model does not have, such as {extra[0]!r}. "

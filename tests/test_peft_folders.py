@@ -24,7 +24,7 @@ from transformers import (
 
 from loralab import LoRASpec, attach, load_adapter
 from loralab.adapter import read
-from loralab.errors import TargetError
+from loralab.errors import AdapterError, TargetError
 
 SMALL = {
     "vocab_size": 100,
@@ -180,6 +180,23 @@ def test_peft_is_told_to_generate_only_where_the_model_can(tmp_path: Path) -> No
     attach(model, LoRASpec(rules=["q"])).save(tmp_path)
     assert read(tmp_path).task_type is None
     PeftModel.from_pretrained(T5ForSequenceClassification(config), tmp_path)
+
+
+def test_peft_is_told_of_a_head_only_where_the_whole_of_it_is_saved(tmp_path: Path) -> None:
+    attach(roberta(), LoRASpec(rules=["query"], modules_to_save=["classifier.out_proj"])).save(tmp_path)
+    assert read(tmp_path).task_type is None
+    PeftModel.from_pretrained(roberta(), tmp_path)
+    attach(roberta(), LoRASpec(rules=["query"], modules_to_save=["classifier"])).save(tmp_path)
+    assert read(tmp_path).task_type == "SEQ_CLS"
+    PeftModel.from_pretrained(roberta(), tmp_path)
+
+
+def test_lora_on_a_convolution_is_refused_by_name(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"up": nn.Linear(4, 4), "over": nn.Conv1d(4, 4, 1)})
+    get_peft_model(model, LoraConfig(target_modules=["over"])).save_pretrained(tmp_path)
+    plain = nn.ModuleDict({"up": nn.Linear(4, 4), "over": nn.Conv1d(4, 4, 1)})
+    with pytest.raises(AdapterError, match=r"has LoRA on 'over', which is here, but of a kind that loralab does not"):
+        load_adapter(plain, tmp_path)
 
 
 def test_a_projection_that_is_never_called_gets_no_adapter() -> None:

@@ -244,14 +244,15 @@ class Adapter:
 
 
 def task_type(model: nn.Module, tuned: Iterable[str]) -> str | None:
-    """PEFT's name for what the model does. Under SEQ_CLS it expects the head in the file, so without the head it is None."""
+    """PEFT's name for what the model does. Under SEQ_CLS it expects the whole head in the file, so without it it is None."""
     if ours := getattr(model, "peft_task", None):
         return str(ours)
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):  # PEFT asks for the method
         return "SEQ_2_SEQ_LM" if hasattr(model, "prepare_inputs_for_generation") else None
     kind = type(model).__name__
     if kind.endswith("ForSequenceClassification"):
-        return "SEQ_CLS" if any(re.fullmatch(r"(classifier|score)\.(.*\.)?weight", name) for name in tuned) else None
+        head = {name for name in base_parameters(model) if re.match(r"((pre_)?classifier|score)\.", name)}
+        return "SEQ_CLS" if head and head <= set(tuned) else None
     return "CAUSAL_LM" if kind.endswith(("ForCausalLM", "LMHeadModel")) else None
 
 
