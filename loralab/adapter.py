@@ -63,9 +63,8 @@ class AdapterFiles:
 
 def write(folder: Path, adapter: AdapterFiles) -> None:
     """Writes the three files into an existing folder."""
-    config = json.dumps(
-        dict(sorted(peft_config(adapter).items())), indent=2
-    )  # patterns keep their order: the first match wins
+    settings = dict(sorted(peft_config(adapter).items()))  # but patterns in their own order: the first match wins
+    config = json.dumps(settings, indent=2)
     (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
     safetensors.numpy.save_file(peft_tensors(adapter), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CARD).write_text(json.dumps(adapter.card, indent=2) + "\n", encoding="utf-8")
@@ -210,7 +209,7 @@ def missing_modules(adapter: AdapterFiles, names: Iterable[str]) -> list[str]:
     what it trains whole."""
     if adapter.targets is None or not adapter.targets:
         return []
-    whole = [re.compile(rf"(.*\.)?{module}($|\.)") for module in adapter.spec.modules_to_save]
+    whole = [re.compile(rf"(.*\.)?{re.escape(module)}($|\.)") for module in adapter.spec.modules_to_save]
     missing = (name for name in names if name not in adapter.updates and selects(adapter.targets, name))
     return [name for name in missing if not any(pattern.match(name) for pattern in whole)]
 

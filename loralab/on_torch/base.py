@@ -123,9 +123,8 @@ def describe_modules(model: nn.Module, modules: dict[str, nn.Module]) -> Iterato
     heads = head_modules(model)
     for name, module in modules.items():
         if name:
-            called = not isinstance(
-                modules.get(name.rpartition(".")[0]), nn.MultiheadAttention
-            )  # it reads the weights alone
+            # PyTorch's own attention reads its projection's weight and never calls it: an update would do nothing.
+            called = not isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
             wrappable, linear = called and isinstance(module, WRAPPABLE), called and isinstance(module, LINEAR)
             yield Module(
                 name, type(module).__name__, wrappable, linear, head=module is output or name.startswith(heads)

@@ -216,9 +216,7 @@ class AdaptedEmbedding(Adapted):
         update = self.update()
         if update is None:
             return y
-        scale = update.scale * getattr(
-            self.base, "embed_scale", 1.0
-        )  # some embeddings scale what they give, as Gemma's do
+        scale = update.scale * getattr(self.base, "embed_scale", 1.0)  # Gemma's and BART's scale what they give
         y = y + linear(F.embedding(ids, update.A.T).to(y.dtype) * scale, update.B.to(y.dtype))
         return y if update.magnitude is None else y * update.stretch(dense_weight(self.base)).to(y.dtype)
 
