@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from loralab.errors import UserError
+from loralab.errors import UserError, invalid_settings
 from loralab.model_settings import Count, Settings
 
 TOKENS_PER_BATCH = 32768  # positions whose keys and values are kept at once: of the sources, and of every beam
@@ -73,18 +73,13 @@ def decoding_of(settings: dict[str, Any]) -> Decoding:
     try:
         return Decoding(**{name: value for name, value in settings.items() if name in Decoding.model_fields})
     except ValidationError as error:
-        raise UserError("; ".join(_explain(dict(mistake)) for mistake in error.errors())) from error
+        raise UserError(invalid_settings(error)) from error
 
 
 def refuse_one_text(texts: object) -> None:
     """Raises UserError where a text stands in the place of a list of texts."""
     if isinstance(texts, str):
         raise UserError(f"texts is the one text {texts[:40]!r}; it must be a list of texts, if need be of one: [text].")
-
-
-def _explain(mistake: dict[str, Any]) -> str:
-    message = str(mistake["msg"]).removeprefix("Value error, ").replace("Input should be", "it must be")
-    return f"{mistake['loc'][0]} is {mistake['input']!r}; {message}" if mistake["loc"] else message
 
 
 def uniforms(seed: int, rows: Sequence[int], steps: int) -> np.ndarray:

@@ -21,6 +21,10 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class LoralabError(Exception):
@@ -100,3 +104,13 @@ def nearest_file(path: Path) -> str:
         return ""
     near = nearest(str(path), beside) if beside else ""
     return f" {near}" if near.startswith("Did you mean") else ""
+
+
+def invalid_settings(error: ValidationError) -> str:
+    """What is wrong with the values of a record's fields, in one line."""
+    return "; ".join(_explain(dict(mistake)) for mistake in error.errors())
+
+
+def _explain(mistake: dict[str, Any]) -> str:
+    message = str(mistake["msg"]).removeprefix("Value error, ").replace("Input should be", "it must be")
+    return f"{'.'.join(map(str, mistake['loc']))} is {mistake['input']!r}; {message}" if mistake["loc"] else message

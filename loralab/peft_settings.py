@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loralab.errors import AdapterError
+from loralab.errors import AdapterError, invalid_settings
 from loralab.spec import LoRASpec
 
 # PEFT's settings that change what an adapter computes and that we do not compute, with the value that leaves them out.
@@ -32,10 +32,8 @@ def read_settings(config: Mapping[str, Any], folder: Path) -> LoRASpec:
     _refuse_unsupported(config, folder)
     try:
         return _spec(config)
-    except (ValidationError, TypeError) as error:
-        raise AdapterError(
-            f"{folder}: adapter_config.json has settings that loralab cannot take: {_in_words(error)}."
-        ) from error
+    except ValidationError as error:
+        raise AdapterError(f"{folder}: adapter_config.json cannot be a LoRASpec: {invalid_settings(error)}.") from error
 
 
 def _refuse_unsupported(config: Mapping[str, Any], folder: Path) -> None:
@@ -57,19 +55,13 @@ def _spec(config: Mapping[str, Any]) -> LoRASpec:
     return LoRASpec(
         rank=config.get("r", 8),
         alpha=config.get("lora_alpha", 8),
-        rules=f"re:{targets}" if isinstance(targets, str) else tuple(targets or ()),
+        rules=f"re:{targets}" if isinstance(targets, str) else targets or (),
         dropout=config.get("lora_dropout", 0.0),
         bias=config.get("bias", "none"),
-        modules_to_save=tuple(config.get("modules_to_save") or ()),
+        modules_to_save=config.get("modules_to_save") or (),
         rank_pattern=config.get("rank_pattern") or {},
         alpha_pattern=config.get("alpha_pattern") or {},
         use_rslora=bool(config.get("use_rslora")),
         use_dora=bool(config.get("use_dora")),
         init="gaussian" if config.get("init_lora_weights") == "gaussian" else "kaiming",
     )
-
-
-def _in_words(error: ValidationError | TypeError) -> str:
-    if isinstance(error, TypeError):
-        return str(error)
-    return "; ".join(f"{'.'.join(map(str, e['loc']))} is {e['input']!r}: {e['msg']}" for e in error.errors())

@@ -289,7 +289,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a rank that is none": (
         lambda f: edit_config(f, r=None),
-        r"cannot take: rank is None: Input should be a valid int",
+        r"adapter_config.json cannot be a LoRASpec: rank is None; it must be a valid integer",
+    ),
+    "targets that are no names": (
+        lambda f: edit_config(f, target_modules=5),
+        r"cannot be a LoRASpec: rules is 5; it must be a valid tuple",
     ),
     "targets that are no expression": (
         lambda f: edit_config(f, target_modules="("),

@@ -17,17 +17,7 @@ import oracle
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_adapter import (
-    BROKEN,
-    IDS,
-    T5_CASES,
-    edit_config,
-    edit_tensors,
-    hf_t5,
-    logits,
-    randomise,
-    t5,
-)
+from test_adapter import BROKEN, IDS, T5_CASES, edit_config, edit_tensors, hf_t5, logits, randomise, t5
 from test_peft_folders import saved_with_embeddings
 from tiny import make_t5
 

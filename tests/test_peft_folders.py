@@ -90,14 +90,30 @@ def test_an_adapter_goes_there_and_back(case: str, tmp_path: Path) -> None:
     assert torch.equal(logits(again), logits(model))
 
 
-def test_dora_on_an_embedding_begins_as_the_base_and_is_trained(tmp_path: Path) -> None:
+def test_dora_on_an_embedding_begins_as_the_base() -> None:
     model, plain = gpt2(), logits(gpt2())
-    adapter = attach(model, LoRASpec(rules=["wpe"], rank=4, use_dora=True))
+    attach(model, LoRASpec(rules=["wpe"], rank=4, use_dora=True))
     torch.testing.assert_close(logits(model), plain)
-    model(input_ids=IDS, labels=IDS).loss.backward()
-    update = adapter.updates["transformer.wpe"]
-    assert update.magnitude is not None and update.magnitude.grad is not None
-    assert update.magnitude.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "DoRA" in case or "scales" in case])
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_gradients_on_embeddings_are_pefts(case: str, tmp_path: Path) -> None:
+    make, settings = CASES[case]
+    peft, model = get_peft_model(make(), LoraConfig(r=4, lora_alpha=6, **settings)).eval(), make()
+    randomise(p for p in peft.parameters() if p.requires_grad)
+    peft.save_pretrained(tmp_path)
+    adapter = load_adapter(model, tmp_path)
+    for each in (peft, model):
+        each(input_ids=IDS, labels=IDS).loss.backward()
+    theirs = dict(peft.base_model.model.named_parameters())
+    (target,) = [name for name in adapter.updates if name.endswith(("wpe", "embed_tokens"))]
+    update = adapter.updates[target]
+    parts = {"lora_embedding_A.default": update.A, "lora_embedding_B.default": update.B}
+    if update.magnitude is not None:
+        parts["lora_magnitude_vector.default.weight"] = update.magnitude
+    for name, ours in parts.items():
+        torch.testing.assert_close(ours.grad, theirs[f"{target}.{name}"].grad)
 
 
 # The base's own weights beside LoRA
@@ -204,3 +220,14 @@ def test_a_projection_that_is_never_called_gets_no_adapter() -> None:
     assert list(attach(model, LoRASpec(rules=["all-linear"])).updates) == ["up"]
     with pytest.raises(TargetError, match="out_proj"):
         attach(nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2)}), LoRASpec(rules=["out_proj"]))
+
+
+def test_nor_is_one_of_pefts_loaded_there(tmp_path: Path) -> None:
+    config = LoraConfig(target_modules=["out_proj", "up"])
+    get_peft_model(nn.ModuleDict({"out_proj": nn.Linear(16, 16), "up": nn.Linear(16, 16)}), config).save_pretrained(
+        tmp_path
+    )
+    edit_tensors(tmp_path, lambda t: [t.update({k.replace(".out_", ".attention.out_"): t.pop(k)}) for k in list(t)])
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2), "up": nn.Linear(16, 16)})
+    with pytest.raises(AdapterError, match=r"has LoRA on 'attention.out_proj', which is here, but of a kind"):
+        load_adapter(model, tmp_path)

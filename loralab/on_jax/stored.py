@@ -102,8 +102,9 @@ def load_adapter(folder: str | Path, model: T5, params: Params) -> tuple[LoRASpe
     trainable: Trainable = jax.tree.map(
         lambda old, new: jnp.asarray(new, old.dtype), {name: start[name] for name in stored.updates}, stored.updates
     )
-    for path in set(start) - set(stored.updates):
-        trainable[path] = jnp.asarray(as_on_disk(path, stored.tuned[name_on_disk(path)]), start[path].dtype)
+    for path in start:
+        if path not in stored.updates:
+            trainable[path] = jnp.asarray(as_on_disk(path, stored.tuned[name_on_disk(path)]), start[path].dtype)
     return spec, trainable
 
 

@@ -14,8 +14,15 @@ from loralab.adapter import AdapterFiles
 from loralab.errors import AdapterError
 from loralab.fits import Base
 from loralab.on_torch.attach import Adapter, attachment_for, install
-from loralab.on_torch.base import base_parameters, fingerprint, in_files, plain_modules, shared_parameters
-from loralab.on_torch.linear import WRAPPABLE, dense_shape
+from loralab.on_torch.base import (
+    base_parameters,
+    describe_modules,
+    fingerprint,
+    in_files,
+    plain_modules,
+    shared_parameters,
+)
+from loralab.on_torch.linear import dense_shape
 from loralab.on_torch.quantize import storage_differs
 
 
@@ -41,7 +48,7 @@ def check_fits(model: nn.Module, folder: str | Path) -> AdapterFiles:
     modules, parameters = plain_modules(model), base_parameters(model)
     base = Base(
         name=str(getattr(model, "name_or_path", "") or type(model).__name__),
-        maps={n: dense_shape(m) for n, m in modules.items() if isinstance(m, WRAPPABLE)},
+        maps={m.name: dense_shape(modules[m.name]) for m in describe_modules(model, modules) if m.wrappable},
         parameters={name: tuple(in_files(model, name, weight).shape) for name, weight in parameters.items()},
         fingerprint=lambda names: fingerprint(model, names),
         shared=shared_parameters(model, modules),
