@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from importlib.metadata import PackageMetadata
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from loralab.data.sources import splits_of
 from loralab.data.splits import index_split, read_split
 from loralab.data_settings import DataSettings
 from loralab.embedded import corpus, docstrings, stdlib
+from loralab.embedded.definitions import Definition, definitions
 from loralab.embedded.docstrings import REPEATS, WORDS, Row, normal, pairs_of
 from loralab.errors import DataError, ModelError
 
@@ -76,6 +78,16 @@ def test_the_rows_of_one_file() -> None:
     source, _ = found["class", "Box"]
     assert source.startswith("class Box:\n    @property\n    def thing(self):") and "Hold one thing" not in source
     assert list(pairs_of(b"def broken(:", "box")) == []
+
+
+def test_definitions_are_those_of_a_walk_through_everything() -> None:
+    count = 0
+    for _, path in islice(stdlib.source_files(), 0, None, 10):
+        tree = ast.parse(path.read_bytes())
+        walked = [node for node in ast.walk(tree) if isinstance(node, Definition)]
+        assert list(definitions(tree)) == walked
+        count += len(walked)
+    assert count > 1000
 
 
 def is_python(source: str) -> bool:

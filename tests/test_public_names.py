@@ -120,6 +120,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert base <= 12_000_000, "the embedded base is at most 12 MB"
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     """Installed anywhere, in an empty folder, without a network: the four ways of training, and floors."""
     site = tmp_path / "site"

@@ -163,7 +163,7 @@ def test_resume_wants_the_same_recipe(workshop: Path, uninterrupted: Path) -> No
 def test_a_comparison_goes_on_where_it_was_stopped(workshop: Path) -> None:
     out = workshop / "compared"
     process = Process(
-        workshop, ("compare", "tiny.yaml", "training.epochs=10", "training.save_every=2", "--out", out.name)
+        workshop, ("compare", "tiny.yaml", "training.epochs=4", "training.save_every=2", "--out", out.name)
     )
     wait_for_step(process, out / "lora-4/metrics.jsonl", 5)
     process.signal(signal.SIGTERM)  # a background shell may have taught its children to ignore Ctrl-C

@@ -1,6 +1,6 @@
 """What needs no network: data sets that every Python carries, and bases that come with loralab, each in a folder here.
 
-    stdlib.py (source files, and the split of each module) ──> docstrings.py (pairs)
+    stdlib.py (source files, and the split of each module) ──> docstrings.py (pairs), by definitions.py (functions and classes)
                                                           └──> corpus.py (whole texts, with those of installed packages)
                                                                 └──> documentation.py (the prose in them)
 

@@ -17,11 +17,11 @@ import functools
 import re
 import sys
 import textwrap
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from loralab.embedded.definitions import Definition, definitions, syntax_of
 from loralab.embedded.stdlib import SPLITS, source_files, split_of
 
 WORDS = (4, 30)  # the fewest and the most of a target
@@ -29,13 +29,13 @@ LETTERS = 0.75  # of a target's characters at least so many are letters or space
 LONGEST_SOURCE = 60  # lines
 SHORTEST_BODY = 8  # words of a docstring's rest that is a source of its own
 REPEATS = 2  # rows of a split with the same target
+CALL = re.compile(r"(?:\w+\.)*(\w+)\s*\(")  # a signature's beginning
 LICENCE = (
     "PSF-2.0, and the permissive licences of software within the standard library (https://docs.python.org/3/license.html); "
     "read from the installed Python, not shipped"
 )
 
 Row = dict[str, str]
-Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 @functools.cache
@@ -91,21 +91,17 @@ def normal(text: str) -> str:
 
 def pairs_of(source: bytes, module: str) -> Iterator[Row]:
     """The rows of one file; none where it is not this Python's syntax."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes in strings that will be errors one day
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError):
+    if (tree := syntax_of(source)) is None:
         return
     lines = source.decode("utf-8", "replace").splitlines()
-    for node in ast.walk(tree):
-        if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
+    for node in definitions(tree):
+        if docstring := ast.get_docstring(node):
             first, _, rest = docstring.partition("\n")
             if is_summary(first, rest, node.name):
                 yield from _rows(node, lines, first.strip(), rest, module)
 
 
-def _rows(node: Documented, lines: list[str], target: str, rest: str, module: str) -> Iterator[Row]:
+def _rows(node: Definition, lines: list[str], target: str, rest: str, module: str) -> Iterator[Row]:
     row = {"target": target, "module": module, "name": node.name}
     kind = "class" if isinstance(node, ast.ClassDef) else "function"
     if source := source_without_docstring(node, lines):
@@ -123,12 +119,12 @@ def is_summary(first: str, rest: str, name: str) -> bool:
         not goes_on
         and WORDS[0] <= len(first.split()) <= WORDS[1]
         and letters >= LETTERS * len(first)
-        and not re.match(rf"(\w+\.)*{re.escape(name)}\s*\(", first)
+        and not ((call := CALL.match(first)) and call[1] == name)
         and "->" not in first
     )
 
 
-def source_without_docstring(node: Documented, lines: list[str]) -> str:
+def source_without_docstring(node: Definition, lines: list[str]) -> str:
     """The definition's lines, dedented and cut, without decorators and docstring; "" where others share the docstring's lines."""
     docstring = node.body[0]
     start, end = docstring.lineno - 1, docstring.end_lineno or docstring.lineno

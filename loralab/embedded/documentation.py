@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import ast
 import functools
-import warnings
 from typing import Any
 
 from loralab.embedded import corpus
 from loralab.embedded.corpus import Row
+from loralab.embedded.definitions import definitions, syntax_of
 
 SHORTEST = 200  # characters
 BETWEEN = "\n\n"  # docstrings
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @functools.cache
@@ -35,13 +34,7 @@ def card() -> dict[str, Any]:
 
 def prose_of(text: str) -> str:
     """The docstrings of Python's source; any other text itself."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes in strings that will be errors one day
-            tree = ast.parse(text)
-    except (SyntaxError, ValueError):
+    if (tree := syntax_of(text)) is None:
         return text
-    nodes = sorted(
-        (node for node in ast.walk(tree) if isinstance(node, DOCUMENTED)), key=lambda node: getattr(node, "lineno", 0)
-    )
+    nodes = [tree, *sorted(definitions(tree), key=lambda node: node.lineno)]
     return BETWEEN.join(docstring for node in nodes if (docstring := ast.get_docstring(node)))
