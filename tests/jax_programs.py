@@ -64,6 +64,7 @@ def convolved(x: Array, w: Array, **how: Any) -> Array:
     return lax.conv_general_dilated(x[None], w, **how)
 
 
+MESH = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 SQUARE, STACKED = (INPUTS, INPUTS), (LAYERS, INPUTS, INPUTS)
 layer: Callable[[Array, Array], tuple[Array, None]] = lambda x, w: (jnp.tanh(x @ w), None)  # noqa: E731
 
@@ -94,9 +95,16 @@ FACTORED = {
     "jit on devices": Program(lambda w, x: jax.jit(lambda x, w: x @ w, out_shardings=on_mesh())(x, w)),
     "gradient of the input": Program(lambda w, x: jax.grad(lambda x: jnp.tanh(x @ w).sum())(x)),
     "beside a custom derivative": Program(lambda w, x: own_product(jax.nn.relu(x @ w), jnp.ones((OUTPUTS, 3)))),
+    "nine axes": Program(lambda w, x: jnp.einsum("nd,abcdefhij->nabcefhij", x, w),
+                         (1, 2, 1, INPUTS, 1, 2, 1, 2, 1), "oooiooooo"),
+    "ten axes of the input": Program(lambda w, x: x.reshape(1, 1, 1, 1, ROWS, 1, 1, 1, 1, INPUTS) @ w),
+    "a layer by a small number": Program(lambda w, x: x @ lax.dynamic_index_in_dim(w, jnp.uint8(2), keepdims=False), STACKED, "lio"),
+    "nobody looks": Program(lambda w, x: (jnp.sum(w), x @ w)[1]),
     "convolution": Program(lambda w, x: convolved(x, w), (3, INPUTS, OUTPUTS), "iio"),
     "convolution with strides": Program(lambda w, x: convolved(x, w, window_strides=(2,)), (3, INPUTS, OUTPUTS), "iio"),
     "rows": Program(lambda w, x: w[jnp.array([[1, 2], [0, 5]])]),
+    "rows that are not there": Program(lambda w, x: w.at[jnp.array([1, 9])].get(mode="fill", fill_value=2.0)),
+    "rows that are hidden": Program(lambda w, x: jnp.where(jnp.array([[True], [False]]), jnp.take(w, jnp.array([1, 9]), axis=0), 0)),
     "rows, then the head": Program(lambda w, x: jnp.take(w, jnp.array([1, 5]), axis=0) @ w.T),
     "placed": Program(lambda w, x: x @ lax.with_sharding_constraint(w, on_mesh())),
     "barrier": Program(lambda w, x: jnp.matmul(*lax.optimization_barrier((x, w)))),
@@ -111,6 +119,7 @@ STRETCHED = (
 
 # What needs the sum -> the operation that is to blame.
 FALLBACKS = {
+    "convert_element_type": Program(lambda w, x: x @ w.astype(jnp.float8_e4m3fn).astype(jnp.float32)),
     "reduce_sum": Program(lambda w, x: x.sum() * jnp.sum(w)),
     "return": Program(lambda w, x: w),
     "reshape": Program(lambda w, x: x[:, :4] @ w.reshape(4, 12)),
@@ -126,7 +135,7 @@ FALLBACKS = {
 
 
 def on_mesh() -> NamedSharding:
-    return NamedSharding(jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,)), PartitionSpec("x"))
+    return NamedSharding(MESH, PartitionSpec("x"))
 
 
 def two_layers(params: Mapping[str, Any], x: Array) -> Array:

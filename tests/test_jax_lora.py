@@ -248,8 +248,12 @@ def test_dropout_must_be_said_and_possible() -> None:
     trainable, apply_fn, _ = lora_init(spec, product, {"q": {"kernel": W}})
     with pytest.raises(TargetError, match=r"dropout is 0.1: pass lora_rng=key in training and lora_rng=None elsewhere"):
         apply_fn(trainable, X)
-    with pytest.raises(TargetError, match=r"lora_rng is 0; it must be a key, such as jax.random.key\(0\), or None"):
+    with pytest.raises(TargetError, match=r"lora_rng is 0; it must be one key, such as jax.random.key\(0\), or None"):
         apply_fn(trainable, X, lora_rng=0)
+    for no_key in (jnp.zeros(2), jnp.int32(3), jax.random.split(jax.random.key(0))):
+        with pytest.raises(TargetError, match=r"it must be one key"):
+            apply_fn(trainable, X, lora_rng=no_key)
+    apply_fn(trainable, X, lora_rng=jax.random.PRNGKey(0))
     trainable, apply_fn, _ = lora_init(spec, lambda p: jnp.sum(p["q"]), {"q": W})
     with pytest.raises(TargetError, match=r"LoRA on 'q'.*'reduce_sum'.*no input to drop.*Set dropout to 0"):
         apply_fn(trainable, lora_rng=jax.random.key(0))
@@ -370,6 +374,12 @@ def test_an_embedding_takes_no_dora_and_names_must_differ() -> None:
         lora_init(LoRASpec(rules="embed", use_dora=True), product, {"embed": {"embedding": W}})
     with pytest.raises(TargetError, match=r"Two weights are called 'q'"):
         lora_init(LoRASpec(rules="q"), product, {"q": {"kernel": W, "weight": W}})
+    lora_init(LoRASpec(rules="k"), product, {"q": {"kernel": W, "weight": W}, "k": {"kernel": W}})
+
+
+def test_a_dictionary_may_have_a_key_called_value() -> None:
+    params = {"attn": {"query": W, "value": W}}
+    assert list(lora_init(LoRASpec(rules="value"), product, params)[0]) == ["attn.value"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.sharding import Sharding
@@ -45,7 +46,7 @@ class Scope:
         return replace(self, masks=None if self.masks is None or key is None else self.masks.inside(key))
 
 
-def call(f: Callable[..., Any], scope: Scope, *args: Any, **kwargs: Any) -> Any:
+def call(f: Callable[..., Any], scope: Scope, /, *args: Any, **kwargs: Any) -> Any:
     """f(*args, **kwargs), where leaves of the arguments may be Factored. Everything else reaches f as it is."""
     leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_factored)
     weights = {at: leaf for at, leaf in enumerate(leaves) if isinstance(leaf, Factored)}
@@ -67,10 +68,20 @@ def call(f: Callable[..., Any], scope: Scope, *args: Any, **kwargs: Any) -> Any:
 def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], scope: Scope) -> list[Any]:
     """The program's results, which may be factored, as its arguments may."""
     values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    for equation in jaxpr.eqns:
+    for equation in _used(jaxpr):
         operands = [variable.val if isinstance(variable, Literal) else values[variable] for variable in equation.invars]
         values.update(zip(equation.outvars, _evaluate(jaxpr, equation, operands, scope), strict=True))
     return [variable.val if isinstance(variable, Literal) else values[variable] for variable in jaxpr.outvars]
+
+
+def _used(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """The operations whose results count, or that do something: tracing also writes down what nobody looks at."""
+    wanted, used = {variable for variable in jaxpr.outvars if not isinstance(variable, Literal)}, []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not wanted.isdisjoint(equation.outvars):
+            used.append(equation)
+            wanted |= {variable for variable in equation.invars if not isinstance(variable, Literal)}
+    return used[::-1]
 
 
 def _evaluate(jaxpr: Jaxpr, equation: JaxprEqn, operands: list[Any], scope: Scope) -> Sequence[Any]:
@@ -166,12 +177,20 @@ def _while(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Ar
     asks, held = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
     start = [_plain(x, "while's carry", scope) for x in operands[held:]]
 
+    def goes_on(values: list[Array]) -> Array:
+        """A truth value, or under vmap one for each row."""
+        return _body(params["cond_jaxpr"], scope.inside(None), *operands[:asks], *values)[0]
+
     def ask(state: tuple[Array | None, list[Array]]) -> Array:
-        return _body(params["cond_jaxpr"], scope.inside(None), *operands[:asks], *state[1])[0]
+        return goes_on(state[1]).any()
 
     def turn(state: tuple[Array | None, list[Array]]) -> tuple[Array | None, list[Array]]:
         after, now = (None, None) if state[0] is None else jax.random.split(state[0])
-        return after, _body(params["body_jaxpr"], scope.inside(now), *operands[asks:held], *state[1])
+        new, old = _body(params["body_jaxpr"], scope.inside(now), *operands[asks:held], *state[1]), state[1]
+        if rows := jnp.ndim(params["cond_jaxpr"].out_avals[0]):  # a row that has ended stays as it is
+            on = goes_on(old)
+            new = [jnp.where(jnp.expand_dims(on, [*range(rows, x.ndim)]), x, y) for x, y in zip(new, old, strict=True)]
+        return after, new
 
     return list(lax.while_loop(ask, turn, (scope.key(), start))[1])
 

@@ -14,6 +14,7 @@ A weight may have any number of axes. A letter for each says what it is: `l` a m
 from __future__ import annotations
 
 import functools
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -24,7 +25,7 @@ import numpy as np
 from jax import Array, lax
 from jax.tree_util import register_dataclass
 
-LETTERS, RANK = "abcdefgh", "z"  # einsum's, of W's axes and of r
+LETTERS, RANK = string.ascii_lowercase[:-1], "z"  # einsum's, of W's axes and of r
 
 
 @functools.partial(register_dataclass, data_fields=["W", "A", "B", "stretch"], meta_fields=["axes", "scale", "name"])
@@ -128,9 +129,11 @@ def _slice(params: dict[str, Any], weight: Factored) -> Factored:
 
 
 def _dynamic_slice(params: dict[str, Any], weight: Factored, *starts: Any) -> Factored:
+    zero = jnp.zeros_like(starts[0])  # all starts are of one dtype
+
     def change(part: Array, places: list[Place]) -> Array:
         sizes = [size if at is None else params["slice_sizes"][at] for at, size in zip(places, part.shape, strict=True)]
-        return lax.dynamic_slice(part, [0 if at is None else starts[at] for at in places], sizes)
+        return lax.dynamic_slice(part, [zero if at is None else starts[at] for at in places], sizes)
 
     return _changed(weight, change(weight.W, [*range(len(starts))]), weight.axes, change)
 
@@ -194,9 +197,10 @@ def _axes_after(axes: str, old: Sequence[int], new: Sequence[int]) -> str | None
 
 
 def _cast(params: dict[str, Any], weight: Factored) -> Factored | None:
-    """The factors stay in theirs: a product casts them to its input's dtype."""
-    dtype = params["new_dtype"]
-    return _with(weight, weight.W.astype(dtype), weight.B) if jnp.issubdtype(dtype, jnp.floating) else None
+    """The factors stay in theirs: a product casts them to its input's dtype. A cast to eight bits rounds the sum and no part alone."""
+    dtype = jnp.dtype(params["new_dtype"])
+    apart = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1
+    return _with(weight, weight.W.astype(dtype), weight.B) if apart else None
 
 
 def _multiply(params: dict[str, Any], left: Any, right: Any) -> Factored | None:
@@ -230,6 +234,14 @@ def _on_devices(params: dict[str, Any], weight: Factored) -> Factored:
     return _with(weight, lax.with_sharding_constraint(weight.W, params["sharding"]), weight.B)
 
 
+def _varying(params: dict[str, Any], weight: Factored) -> Factored:
+    """Within `shard_map`: W may differ from device to device from here on. What the factors meet makes them do so too."""
+    axes = params["axes"]
+    if hasattr(lax, "pcast"):
+        return _with(weight, lax.pcast(weight.W, axes, to="varying"), weight.B)
+    return _with(weight, lax.pvary(weight.W, axes), weight.B)  # type: ignore[attr-defined]  # JAX's older name for it
+
+
 def _barrier(params: dict[str, Any], *operands: Any) -> list[Any]:
     return list(lax.optimization_barrier(operands))
 
@@ -252,6 +264,7 @@ STRUCTURE: dict[str, Callable[..., Factored | list[Factored] | None]] = {
     "neg": _negate,
     "stop_gradient": _constant,
     "sharding_constraint": _on_devices,
+    "pvary": _varying,
     "optimization_barrier": _barrier,
     "copy": _same,
     "copy_p": _same,

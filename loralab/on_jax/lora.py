@@ -99,7 +99,7 @@ class Adapted:
     reported: set[tuple[str, str]] = field(default_factory=set, repr=False)
 
     def __call__(
-        self, base: Any, trainable: Trainable, *args: Any, lora_rng: Array | Unsaid | None = "unsaid", **kwargs: Any
+        self, base: Any, trainable: Trainable, /, *args: Any, lora_rng: Array | Unsaid | None = "unsaid", **kwargs: Any
     ) -> Any:
         """f(base, *args, **kwargs) with the update.
 
@@ -160,6 +160,11 @@ class Adapted:
             raise AdapterError(
                 f"The base's {len(leaves)} leaves are not the tree of {self.tree.num_leaves} that LoRA was prepared for."
             )
+        for at, weight in {**self.updated, **self.whole}.items():
+            if (shape := tuple(leaves[at].shape)) != weight.shape:
+                raise AdapterError(
+                    f"The base's {weight.path!r} has the shape {shape}; LoRA was prepared for {weight.shape}."
+                )
         return leaves
 
     def check(self, trainable: Trainable) -> None:
@@ -186,8 +191,8 @@ class Adapted:
             return None
         if lora_rng is None:
             return None
-        if not hasattr(lora_rng, "dtype"):
-            raise TargetError(f"lora_rng is {lora_rng!r}; it must be a key, such as jax.random.key(0), or None.")
+        if not _is_key(lora_rng):
+            raise TargetError(f"lora_rng is {lora_rng!r}; it must be one key, such as jax.random.key(0), or None.")
         return Masks(rate, self.spec.shared_dropout, lora_rng) if rate else None
 
     def _report(self, name: str, operation: str) -> None:
@@ -198,6 +203,14 @@ class Adapted:
                 "is formed there. The result is right; its gradient costs as much as that of the whole weight.",
                 stacklevel=2,
             )
+
+
+def _is_key(value: Any) -> bool:
+    """Whether this is one key, of `jax.random.key` or of the older `jax.random.PRNGKey`."""
+    if not hasattr(value, "dtype"):
+        return False
+    new = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return value.shape == () if new else value.dtype == jnp.uint32 and value.ndim == 1
 
 
 def _refuse(name: str, operation: str) -> None:
@@ -216,7 +229,7 @@ def factor_shapes(spec: LoRASpec, weight: Weight) -> dict[str, tuple[int, ...]]:
 
 def first_factors(spec: LoRASpec, weight: Weight, W: Array, key: Array) -> dict[str, Array]:
     """An update that changes nothing yet: B is zero, or, as in PEFT, A is for an embedding."""
-    shapes, dtype = factor_shapes(spec, weight), jnp.promote_types(weight.dtype, jnp.float32)
+    shapes, dtype = factor_shapes(spec, weight), max(weight.dtype, jnp.dtype("float32"), key=lambda each: each.itemsize)
     factors = {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
     fan_in = prod(weight.sizes()[1])
     if weight.embedding:
@@ -258,6 +271,9 @@ def _targets(spec: LoRASpec, weights: list[Weight]) -> list[str]:
         raise TargetError("A function has no default rules: say which weights to adapt, such as rules=['all-linear'].")
     refuse_unsaid(spec.rules, weights)
     targets = resolve(spec.rules, modules(weights), "matrices")
+    names = [weight.module for weight in weights]
+    if twice := [target for target in targets if names.count(target) > 1]:
+        raise TargetError(f"Two weights are called {twice[0]!r} where kernel, weight and embedding are left out.")
     check_patterns(spec.rank_pattern, targets, "rank_pattern")
     check_patterns(spec.alpha_pattern, targets, "alpha_pattern")
     if spec.use_dora and (tables := [w.module for w in weights if w.module in targets and w.embedding]):

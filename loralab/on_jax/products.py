@@ -10,6 +10,7 @@ the dtype of x; in the factors' own where x has whole numbers, truth values or f
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from jax import Array, lax
 from loralab.on_jax.dropout import Masks
 from loralab.on_jax.factored import LETTERS, RANK, Factored
 
-FURTHER = "mnopqrst"  # einsum's letters of the axes of x that are no axes of W
+FURTHER = string.ascii_uppercase  # einsum's letters of the axes of x that are no axes of W
 
 # Each takes the operation's parameters, the masks if there is dropout, and the operands; None: the sum has to be formed.
 
@@ -91,10 +92,10 @@ def _convolve(params: dict[str, Any], masks: Masks | None, x: Any, weight: Any) 
     at = numbers.rhs_spec[0]
     if weight.axes[at] != "o" or set(weight.axes[:at] + weight.axes[at + 1 :]) != {"i"}:
         return None
-    y: Array = lax.conv_general_dilated_p.bind(x, weight.W, **params)
+    y: Array = lax.conv_general_dilated(x, weight.W, **params)
     dropped, scale = _dropped(x, weight, masks)
     kernel = jnp.moveaxis((weight.A * scale).astype(dropped.dtype), 0, at)
-    small: Array = lax.conv_general_dilated_p.bind(dropped, kernel, **params)
+    small: Array = lax.conv_general_dilated(dropped, kernel, **params)
     feature, output = numbers.out_spec[1], weight.letters("o")
     of_y = FURTHER[:feature] + output + FURTHER[feature : y.ndim - 1]
     between = of_y.replace(output, RANK)
@@ -114,14 +115,14 @@ def _look_up(params: dict[str, Any], masks: Masks | None, weight: Any, indices: 
     if params["slice_sizes"] != (1, weight.W.shape[1]):
         return None
 
-    def take(table: Array) -> Array:
-        how = {name: params[name] for name in ("unique_indices", "indices_are_sorted", "mode", "fill_value")}
-        taken: Array = lax.gather(table, indices, numbers, (1, table.shape[1]), **how)
+    def take(table: Array, fill: Any) -> Array:
+        how = {name: params[name] for name in ("unique_indices", "indices_are_sorted", "mode")}
+        taken: Array = lax.gather(table, indices, numbers, (1, table.shape[1]), **how, fill_value=fill)
         return taken
 
     table, other = (weight.A.T, weight.B.T) if weight.axes == "io" else (weight.B, weight.A)
-    y, (row,) = take(weight.W), numbers.offset_dims
-    small = jnp.moveaxis(take(table * weight.scale), row, -1).astype(y.dtype)
+    y, (row,) = take(weight.W, params["fill_value"]), numbers.offset_dims
+    small = jnp.moveaxis(take(table * weight.scale, 0), row, -1).astype(y.dtype)  # what stands for no row has no update
     return y + jnp.moveaxis(small @ other.astype(y.dtype), -1, row)
 
 

@@ -41,7 +41,8 @@ def save_adapter(
         base_name: the folder or hub id that the base was loaded from; PEFT's users look there for it.
 
     Raises:
-        AdapterError: the spec is disabled, so that there is nothing that PEFT's files could hold; or trainable is not of this spec.
+        AdapterError: the model is no T5 of ours; the spec is disabled, so that there is nothing that PEFT's files could hold; or
+            trainable is not of this spec.
         TargetError: the spec changes the embedding, see `why_not_shared`.
     """
     content = to_files(model, params, spec, trainable, base_name)
@@ -56,6 +57,7 @@ def to_files(
     model: T5, params: Params, spec: LoRASpec, trainable: Trainable, base_name: str | None = None
 ) -> AdapterFiles:
     """The adapter as arrays."""
+    _refuse_others(model)
     if spec.disabled:
         raise AdapterError(
             "LoRASpec(disabled=True) trains the whole model: there is no adapter. Save it with save_model."
@@ -84,6 +86,14 @@ def to_files(
     )
 
 
+def _refuse_others(model: Any) -> None:
+    if not isinstance(model, T5):
+        raise AdapterError(
+            f"An adapter's folder is for the T5 that load_model gives, whose modules PEFT knows; got {type(model).__name__}. "
+            "Of any other function keep what lora_init trains, for example with orbax."
+        )
+
+
 def load_adapter(folder: str | Path, model: T5, params: Params) -> tuple[LoRASpec, Trainable]:
     """An adapter from disk, ours or PEFT's: the spec for `lora_init` with the same weights, and what it trained.
 
@@ -91,6 +101,7 @@ def load_adapter(folder: str | Path, model: T5, params: Params) -> tuple[LoRASpe
         AdapterError: the adapter was trained on another base; it has too many or too few tensors for this one; a shape does not
             fit; it has LoRA on a weight that it replaces; it changes the embedding.
     """
+    _refuse_others(model)
     stored = fitted(files.read(folder), _base(model, params), folder)
     if not stored.updates:
         raise AdapterError(f"{folder} holds no update of LoRA's, only parameters that it replaces; PyTorch loads it.")

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import GetAttrKey
 
 from loralab.errors import TargetError
 from loralab.targets import Module, matches, select
@@ -95,12 +96,14 @@ def read(params: Any, said: Mapping[str, str]) -> list[Weight | None]:
     Raises:
         TargetError: axes are said of nothing, of other shapes, or in other letters.
     """
+    if not isinstance(said, Mapping):
+        raise TargetError(
+            f"axes is {said!r}; it must be a dictionary of rules and letters, such as {{'layers.*': 'lio'}}."
+        )
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     beside = _beside_parameters(params)
     found = [_weight(dotted(path), leaf, beside) if hasattr(leaf, "dtype") else None for path, leaf in leaves]
     weights = [weight for weight in found if weight is not None]
-    if twice := [w.module for at, w in enumerate(weights) if w.module in {v.module for v in weights[:at]}]:
-        raise TargetError(f"Two weights are called {twice[0]!r} where kernel, weight and embedding are left out.")
     axes = dict(_said_axes(said, weights))
     return [w and replace(w, axes=axes.get(w.path, w.axes)) for w in found]
 
@@ -118,9 +121,10 @@ def _kinds(node: Any) -> list[str]:
 
 
 def dotted(path: tuple[Any, ...]) -> str:
-    """A place in a tree of JAX's in words."""
+    """A place in a tree of JAX's in words. NNX's `value` is an attribute; a dictionary may well have a key of that name."""
     parts = [str(next(getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name))) for key in path]
-    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts)
+    of_nnx = len(parts) > 1 and isinstance(path[-1], GetAttrKey) and parts[-1] == "value"
+    return ".".join(parts[:-1] if of_nnx else parts)
 
 
 def _weight(path: str, leaf: Any, beside: tuple[str, ...]) -> Weight:
