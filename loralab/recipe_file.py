@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -19,6 +21,10 @@ from ruamel.yaml.error import YAMLError
 
 from loralab.config import BESIDE_RESULTS, Recipe, Tree, set_key, with_overrides
 from loralab.errors import RecipeError, nearest, nearest_file
+
+TEXT = {str, type(None)}  # kinds of a field that holds a text
+NULLS = ("null", "Null", "NULL", "~")
+QUOTED = re.compile(r"""\s*(?:'(?:[^']|'')*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -108,28 +114,49 @@ def _apply(tree: Tree, override: str) -> str | None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         return f"{override!r}: an override is written key=value, such as lora.rank=32"
+    path, variants = key.split("."), tree.get("variants")
     try:
-        value = _value(text)
+        value = _value(text, _kinds(path))
     except YAMLError:
         return f"{key}: {text!r} is not a YAML value; put it in quotes"
     if key == "variants" and isinstance(value, list):
         return _choose_variants(tree, value)
-    path, variants = key.split("."), tree.get("variants")
     if path[0] == "variants" and len(path) > 2 and isinstance(variants, dict) and path[1] not in variants:
         whole = f"'variants.{path[1]}={{{'.'.join(path[2:])}: {text}}}'"
         return f"{key}: there is no variant {path[1]!r}. {nearest(path[1], variants)} A new one is given whole: {whole}"
     return set_key(tree, path, value, key)
 
 
-def _value(text: str) -> Any:
-    """A YAML value; lists and mappings in brackets only, so that `data.prompt=Headline: {text}` is the text that it looks like."""
-    if text.lstrip()[:1] in ("{", "[", '"', "'"):
-        return YAML(typ="safe", pure=True).load(text)
+def _value(text: str, kinds: set[Any]) -> Any:
+    """A YAML value, where that is a number, null, or a list or a mapping in brackets; any other text stands as it is given.
+
+    A field that is of the kind text is never anything else, so that `data.prompt=[x] {text} # y` is what it looks like. What
+    stands in quotes as a whole is YAML's everywhere.
+    """
+    if kinds <= TEXT and str in kinds and not QUOTED.fullmatch(text):
+        return None if not text or (text in NULLS and type(None) in kinds) else text
+    brackets = text.lstrip()[:1] in ("{", "[")
     try:
         value = YAML(typ="safe", pure=True).load(text)
     except YAMLError:
+        if brackets or QUOTED.fullmatch(text):
+            raise
         return text
-    return text if isinstance(value, (dict, list)) else value
+    literal = isinstance(value, str) and not QUOTED.fullmatch(text)
+    return text if literal or (isinstance(value, (dict, list)) and not brackets) else value
+
+
+def _kinds(path: list[str]) -> set[Any]:
+    """What the field of a dotted key may hold, such as {str, None's type}; nothing where there is no such field."""
+    model: Any = Recipe
+    for part in path[2:] if path[0] == "variants" else path:
+        if get_origin(model) is dict:
+            model = get_args(model)[1]
+        elif part in (fields := getattr(model, "model_fields", {})):
+            model = _block(fields[part].annotation)
+        else:
+            return set()
+    return set(get_args(model)) if get_origin(model) in (Union, UnionType) else {model}
 
 
 def _choose_variants(tree: Tree, names: list[Any]) -> str | None:

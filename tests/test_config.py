@@ -87,9 +87,45 @@ def test_overrides_are_typed(recipe_file: Path) -> None:
     assert recipe.lora.rank_pattern == {"wo": 4}
 
 
-@pytest.mark.parametrize("text", ["Headline: {text}", "a: {text}: b", "- {text}", "'{text}'"])
-def test_a_prompt_needs_no_quotes_of_yamls(text: str, recipe_file: Path) -> None:
-    assert load_recipe(recipe_file, [f"data.prompt={text}"]).data.prompt == text.strip("'")
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "Headline: {text}",
+            "a: {text}: b",
+            "- {text}",
+            "{text}",
+            "{text} TL;DR",
+            "[x] {text}",
+            "# {text}",
+            "& {text}",
+        ),
+        *("Summarise {text} # tldr:", "Text:\n\n{text}\n\nTitle:\n", "  {text} ", "'a' {text} 'b'", '"a" {text} # "b"'),
+    ],
+)
+def test_a_prompt_stands_as_it_is_given(text: str, recipe_file: Path) -> None:
+    other = "forgetting.x={name: x, source: text, target: summary}"
+    keys = ("data.prompt", "forgetting.x.prompt", "variants.lora-8.data.prompt")
+    recipe = load_recipe(recipe_file, [other, *(f"{key}={text}" for key in keys)])
+    assert recipe.data.prompt == recipe.forgetting["x"].prompt == recipe.variant("lora-8").data.prompt == text
+
+
+@pytest.mark.parametrize(
+    ("text", "read"), [("'{text}'", "{text}"), (' "{text}\\n # a"', "{text}\n # a"), ("'it''s {text}'", "it's {text}")]
+)
+def test_a_prompt_in_quotes_is_read_as_yaml(text: str, read: str, recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, [f"data.prompt={text}"]).data.prompt == read
+
+
+def test_texts_of_other_fields_are_texts_too(recipe_file: Path) -> None:
+    given = ["data.target=7", "data.source=[a] # b", "description=true", "published_source=null"]
+    recipe = load_recipe(recipe_file, [*given, "data.prompt='{source}'"])
+    assert (recipe.data.target, recipe.data.source) == ("7", "[a] # b")
+    assert (recipe.description, recipe.published_source) == ("true", "null")
+    labels = ["data.target=null", "data.label=summary", "data.labels.0=null", "data.labels.1=true"]
+    assert load_recipe(recipe_file, labels).data.labels == {"0": "null", "1": "true"}
+    assert load_recipe(recipe_file, labels).data.target is None
+    assert mistakes(recipe_file, "data.name=") == ["  data.name: expected a valid string; got None"]
 
 
 def test_three_mistakes_are_three_lines(tmp_path: Path) -> None:
@@ -120,7 +156,7 @@ def test_three_mistakes_are_three_lines(tmp_path: Path) -> None:
         ("evaluation.top_p=0.9", "evaluation: top_p is 0.9, which means something only with sample: true"),
         ("evaluation.early_stopping=soon", "evaluation.early_stopping: expected False, True or 'never'; got 'soon'"),
         ("model.dtype=float16", "model.dtype: expected 'auto', 'float32' or 'bfloat16'; got 'float16'"),
-        ("data.prompt={text}", "data.prompt: expected a valid string; got {'text': None}"),
+        ("optimizer.schedule=linear # now", "optimizer.schedule: expected 'linear', 'cosine' or 'constant'; got 'linear # now'"),
         ("lora=3", "lora: expected a valid dictionary or instance of LoRASpec; got 3"),
         ("lora", "'lora': an override is written key=value, such as lora.rank=32"),
         ("lora.rank=[", "lora.rank: '[' is not a YAML value; put it in quotes"),
