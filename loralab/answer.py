@@ -29,12 +29,9 @@ from loralab.extras import check_extras
 from loralab.material import read_training_rows
 from loralab.progress import Progress, say
 from loralab.run import find_trained, write_text
-from loralab.use import NO_DATA as NO_ROWS
-from loralab.use import lengths_of, open_trained
+from loralab.use import NO_DATA, NO_ROWS, lengths_of, open_trained
 
 SPLITS = ("train", "validation", "test")
-# What a base, or an adapter made elsewhere, is asked with where nothing is said: the text as it is.
-NO_DATA = {"name": NO_ROWS, "source": "source", "target": "target"}
 
 
 @dataclass(frozen=True)
@@ -200,7 +197,7 @@ def _sampled(recipe: Recipe, sample: str, seed: int | None) -> tuple[str, Split,
     """(the split, its rows, and of them) a row by chance, the same for the same seed, or the one whose number stands behind a colon."""
     split, _, number = sample.partition(":")
     data = recipe.data
-    if data.name == NO_DATA["name"]:
+    if data.name == NO_ROWS:
         raise DataError("--sample needs rows: give data.name, data.source and data.target, as in data.name=./my-data.")
     if split not in SPLITS:
         raise DataError(f"--sample {sample}: expected a split, or SPLIT:ROW. {nearest(split, SPLITS)}")
@@ -239,7 +236,7 @@ class Writer:
 
     def __init__(self, recipe: Recipe, saved: Path | None) -> None:
         """`saved`: what a run trained, or None for the base alone."""
-        if recipe.evaluation.shots and recipe.data.name == NO_DATA["name"]:
+        if recipe.evaluation.shots and recipe.data.name == NO_ROWS:
             raise DataError("evaluation.shots needs training rows: give data.name, data.source and data.target.")
         self.training = read_training_rows(recipe) if recipe.evaluation.shots else None
         self.engine = open_trained(recipe, saved)

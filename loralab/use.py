@@ -18,7 +18,9 @@ from loralab.progress import say
 from loralab.run import find_trained, new_folder, size_on_disk
 from loralab.table import empty_row
 
-NO_DATA = "none"  # the name of the data where there are no rows
+NO_ROWS = "none"  # the name of the data where there are no rows
+# What a base, or an adapter made elsewhere, is asked with where nothing is said: the text as it is.
+NO_DATA = {"name": NO_ROWS, "source": "source", "target": "target"}
 
 
 def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dic
 def open_trained(recipe: Recipe, saved: Path | None) -> Engine:
     """The model of a finished run, or a base as it is; a classifier that was saved without labels has those of its data."""
     labels = None
-    if recipe.data.label is not None and recipe.data.name != NO_DATA and not _brings_labels(saved):
+    if recipe.data.label is not None and recipe.data.name != NO_ROWS and not _brings_labels(saved):
         labels = settle_labels(recipe, read_training_rows(recipe))
     engine = open_engine(recipe, labels=labels) if saved is None else load_engine(recipe, saved, labels)
     if engine.note:
@@ -63,7 +65,9 @@ def _brings_labels(saved: Path | None) -> bool:
 
 def merge_saved(trained: Path, out: Path, base: str | None) -> None:
     """Writes a run's base and adapter as one plain model."""
-    recipe, saved = find_trained(trained, [], base)
+    recipe, saved = find_trained(trained, [], base, NO_DATA)
+    if saved is None and recipe.data.name == NO_ROWS:
+        raise UserError(f"{trained} is a plain model: there is nothing to merge. Give a run's folder, or an adapter's.")
     if recipe.training.method not in ("lora", "head") or saved is None:
         raise UserError(f"{trained} has no adapter to merge: its method is {recipe.training.method}.")
     merge(recipe.model.name, saved, new_folder(out, out.name))

@@ -24,7 +24,8 @@ from transformers import (
 
 from loralab import LoRASpec, attach, load_adapter
 from loralab.adapter import read
-from loralab.errors import AdapterError, TargetError
+from loralab.errors import AdapterError, TargetError, UserError
+from loralab.use import merge_saved
 
 SMALL = {
     "vocab_size": 100,
@@ -167,6 +168,21 @@ def test_the_first_pattern_that_matches_wins_there_too(pattern: str, base: Path,
     assert torch.equal(logits(again), logits(model))
     theirs = PeftModel.from_pretrained(hf_t5(base), tmp_path / "a").eval()
     torch.testing.assert_close(logits(theirs), logits(model), atol=1e-4, rtol=1e-5)  # a scale of 8 enlarges rounding
+
+
+def test_merge_takes_folders_that_no_run_has_written(workshop: Path, tmp_path: Path) -> None:
+    base = workshop / "base"
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["q", "wo"], task_type="SEQ_2_SEQ_LM")
+    peft = get_peft_model(hf_t5(base), config).eval()
+    randomise(p for p in peft.parameters() if p.requires_grad)
+    peft.save_pretrained(tmp_path / "theirs")
+    load_adapter(t5(base), tmp_path / "theirs").save(tmp_path / "ours")
+    expected = logits(peft)
+    for name in ("theirs", "ours"):
+        merge_saved(tmp_path / name, tmp_path / f"merged-{name}", str(base))
+        torch.testing.assert_close(logits(t5(tmp_path / f"merged-{name}")), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match=r"base is a plain model: there is nothing to merge"):
+        merge_saved(base, tmp_path / "merged", None)
 
 
 class Named(nn.Module):
