@@ -9,6 +9,7 @@ labels. Anything else is not clear, which is an error that lists the columns.
 from __future__ import annotations
 
 import re
+import shlex
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -45,6 +46,7 @@ HALF = 0.5  # of the rows: a column that is filled in fewer is mostly blank
 FEW_VALUES = 100  # that come again, each in twenty rows or more: labels
 CLEARLY_LONGER = 1.5  # times, on average
 AS_GIVEN = "as you say"
+CLASSIFIER = "minilm-imdb"  # the recipe of one that takes any labels
 SHOWN = 50  # characters of an example
 
 
@@ -57,6 +59,8 @@ class Column:
     lists: int = 0
     chats: int = 0
     """Cells that are lists of {role, content}."""
+    numbers: int = 0
+    """Cells that are whole numbers or truth values."""
     odd: str = ""
     """A cell that is neither text, nor a list of texts, nor blank."""
     example: str = ""
@@ -72,6 +76,7 @@ class Column:
         cell = record.cells.get(self.name)
         parts: list[Any] = [part for part in (cell if isinstance(cell, list) else [cell]) if part is not None]
         texts = [part for part in parts if isinstance(part, str)]
+        self.numbers += isinstance(cell, int)
         if parts and all(isinstance(part, Mapping) and {"role", "content"} <= part.keys() for part in parts):
             self.chats += 1
             texts = [str(parts[-1]["content"])]
@@ -93,6 +98,11 @@ class Column:
     def mean_length(self) -> float:
         """Bytes of a filled cell, on average."""
         return float(np.mean(self.lengths)) if self.lengths else 0.0
+
+    @property
+    def coded(self) -> bool:
+        """Whether it is made of whole numbers or truth values that come again, as labels for a classifier are."""
+        return 0 < self.numbers == self.filled and 1 < len(self.values) <= min(FEW_VALUES, self.filled / 2)
 
     def kind(self, rows: int) -> str:
         """ "text", "labels" (some values that come again), "a chat", or why the column is neither, in words."""
@@ -180,6 +190,9 @@ def choose(table: Table, given: Mapping[str, str | None], command: str) -> Choic
     for name in given.values():
         if name is not None and name not in table.columns:
             raise DataError(f"{table.title}: there is no column {name!r}. {nearest(name, table.columns)}")
+    target = given.get("target")
+    if target is not None and table.columns[target].coded:
+        raise DataError(f"{table.title}: {for_classifier(target)}")
     chats = [name for name in table.columns if table.kind(name) == "a chat"]
     if len(chats) == 1 and not given:
         return {"messages": Choice(chats[0], "the only chat")}
@@ -240,7 +253,22 @@ def words_of(name: str) -> set[str]:
 def unclear(table: Table, why: str, command: str) -> DataError:
     """The error that lists the columns and says what to type."""
     lines = "\n".join(table.in_words())
+    texts = [name for name, column in table.columns.items() if not column.odd]
+    labels = next((name for name, column in table.columns.items() if column.coded and name not in OTHERS), None)
+    advice = []
+    if labels is None or len(texts) > 1:
+        advice.append(f"Say it, with two of these names:\n  {command} data.source=COLUMN data.target=COLUMN")
+    if labels is not None:
+        advice.append(for_classifier(labels))
     return DataError(
         f"{table.title}: it is not clear which column is read and which is written: {why}. There are:\n{lines}\n"
-        f"Say it, with two of these names:\n  {command} data.source=COLUMN data.target=COLUMN"
+        + "\n".join(advice)
+    )
+
+
+def for_classifier(column: str) -> str:
+    """What to do with a column of labels that are no text."""
+    return (
+        f"{column!r} holds no text to write, but values that come again, as labels do. To learn these name a recipe of a classifier, "
+        f"such as {CLASSIFIER}, and add:\n  data.source=COLUMN {shlex.quote(f'data.label={column}')}"
     )
