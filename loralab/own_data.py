@@ -19,11 +19,14 @@ from loralab.data.readers import READERS, suffix_of
 from loralab.data.rows import Findings, checked_rows, policies_of, with_columns
 from loralab.data.sources import open_place, split_files, splits_of
 from loralab.data_settings import DataSettings
+from loralab.errors import RecipeError
 from loralab.progress import say
 from loralab.recipe_file import read_tree, recipe_from_tree, settings_of
 
 DEFAULTS = "own-data"
 OF_OTHER_DATA = ("published", "published_source", "description", "next_steps")  # what a recipe says of its own data
+METRICS = ("evaluation", "metrics")
+LENGTHS = (("data", "max_source_length"), ("data", "max_target_length"))  # percentiles
 BYTES_A_TOKEN = 2  # at least, in most languages and vocabularies: an answer gets room for that
 SHORTEST, LONGEST = 16, 256  # answers, in tokens
 
@@ -38,17 +41,42 @@ def recipe_for(data: str, name: str | None, overrides: Sequence[str], command: s
 
     Raises:
         DataError: the data cannot be read, or it is not clear which columns are meant.
-        RecipeError: as `load_recipe`.
+        RecipeError: as `load_recipe`; or the overrides name other data.
     """
+    given = given_data(data, overrides)
     place = the_file(data)
     words = ["loralab", command, *([name] if name else []), "--data", data]
     table = look_at(place, open_place(place, "train").records())
-    given = settings_of(overrides).get("data") or {}
     choices = {} if {"messages", "objective", "label"} & given.keys() else chosen(table, given, shlex.join(words))
     tree = tree_for(place, name, table, choices)
+    for block, key in not_for(given) if name is None else not_for(given) & {*LENGTHS}:
+        del tree[block][key]
     recipe = recipe_from_tree(tree, overrides, name or place)
     say(found(table, recipe.data, choices))
     return recipe
+
+
+def given_data(data: str, overrides: Sequence[str]) -> Tree:
+    """What the overrides say of the data block; raises RecipeError where that cannot go with `data`."""
+    given = settings_of(overrides).get("data")
+    if not isinstance(given, (dict, type(None))):
+        raise RecipeError(f"data: expected settings, such as data.source=COLUMN; got {given!r}")
+    given = given or {}
+    if "name" in given:
+        raise RecipeError(
+            f"--data {data} and data.name={given['name']} are both given. Give one: with --data a recipe's data is that file."
+        )
+    for role in ("source", "target"):
+        if not isinstance(given.get(role), (str, type(None))):
+            raise RecipeError(f"data.{role}: expected the name of a column; got {given[role]!r}")
+    return given
+
+
+def not_for(given: Tree) -> set[tuple[str, str]]:
+    """The shipped defaults that mean nothing where labels, or whole texts, are learnt: a block and a key each."""
+    if given.get("label") is not None:
+        return {LENGTHS[1], METRICS}
+    return {*LENGTHS, METRICS} if given.get("objective") or given.get("packing") else set()
 
 
 def chosen(table: Table, given: Tree, command: str) -> Choices:

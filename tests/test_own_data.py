@@ -190,6 +190,48 @@ def test_what_the_user_says_stands_and_the_rest_is_found(tmp_path: Path, cache: 
         own(path, None, "data.target=tilte")
 
 
+@pytest.mark.parametrize("values", [[n % 3 for n in range(60)], [n % 2 == 0 for n in range(60)]])
+def test_labels_that_are_no_text_are_for_a_classifier(values: list[Any]) -> None:
+    command, advice = (
+        "loralab train --data x.jsonl",
+        r"such as minilm-imdb, and add:\n  data.source=COLUMN data.label=kind$",
+    )
+    with pytest.raises(DataError, match=advice) as caught:
+        choose(table_of({"text": TEXT, "kind": values}), {}, command)
+    assert "data.target=COLUMN" not in str(caught.value)
+    with pytest.raises(DataError, match=rf"data.target=COLUMN\n'kind' holds no text.*{advice}"):
+        choose(table_of({"a": TEXT, "b": TEXT, "kind": values}), {}, command)
+    with pytest.raises(DataError, match=rf"^x: 'kind' holds no text.*{advice}"):
+        choose(table_of({"text": TEXT, "kind": values}), {"target": "kind"}, command)
+
+
+@pytest.mark.parametrize("name", [None, "minilm-imdb"])
+def test_a_label_needs_nothing_else(name: str | None, tmp_path: Path, cache: Path) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", [{"a": text, "b": n % 2} for n, text in enumerate(TEXT)])
+    recipe = own(path, name, "data.source=a", "data.label=b")
+    assert (recipe.data.source, recipe.data.label, recipe.data.target) == ("a", "b", None)
+    assert recipe.evaluation.metrics == ("classification",)
+
+
+def test_whole_texts_need_no_lengths(tmp_path: Path, cache: Path) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", [{"a": text} for text in TEXT])
+    assert own(path, None, "data.source=a", "data.objective=mixed").data.max_source_length == 512
+    assert own(path, None, "data.source=null", "data.target=a", "data.packing=true").data.row_length == 128
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.name=other.csv", r"--data .*x\.csv and data\.name=other\.csv are both given"),
+        ("data=foo", r"^data: expected settings, such as data\.source=COLUMN; got 'foo'"),
+        ("data.source.x=1", r"^data\.source: expected the name of a column; got \{'x': 1\}"),
+    ],
+)
+def test_overrides_that_cannot_go_with_the_file(override: str, message: str, tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        own(write_messy(tmp_path / "x.csv"), None, override)
+
+
 def test_a_chat_is_its_own_column(tmp_path: Path, cache: Path) -> None:
     turns = [{"role": "user", "content": "Lunch?"}, {"role": "assistant", "content": "At one."}]
     path = write_jsonl(tmp_path / "x.jsonl", [{"id": str(n), "talk": turns} for n in range(5)])
