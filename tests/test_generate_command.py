@@ -15,6 +15,7 @@ from workshop import PROMPT
 from loralab import UserError, generate, load_model
 from loralab.answer import NO_DATA, Question, Writer, answer
 from loralab.config import EvaluationSettings
+from loralab.data.texts import read_texts
 from loralab.recipe_file import load_recipe
 from loralab.run import find_trained, read_lines, write_recipe
 
@@ -158,6 +159,15 @@ def test_stdin_is_one_text_or_with_a_dash_a_text_a_line(
     assert ask(base)[0] == {"answers": [expected[1]]}
     monkeypatch.setattr(sys, "stdin", Pipe("\n".join(TEXTS).encode()))
     assert ask(base)[0] == ask(base, texts=["\n".join(TEXTS)])[0]
+
+
+def test_lines_end_on_stdin_where_they_end_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = "one\u2028text\r\nanother\x0cone\n\nthe\rlast"
+    (tmp_path / "in.txt").write_text(content, encoding="utf-8", newline="")
+    monkeypatch.setattr(sys, "stdin", Pipe(content.encode()))
+    texts = read_texts("-", "source").texts
+    assert texts == read_texts(str(tmp_path / "in.txt"), "source").texts
+    assert texts == ["one\u2028text", "another\x0cone", "", "the\rlast"]
 
 
 def test_a_row_of_the_data_is_shown_beside_its_references(zero_shot: Path, workshop: Path) -> None:

@@ -69,8 +69,8 @@ def read_texts(place: str, column: str, chat: bool = False) -> Texts:
                 raise DataError(f"{record.where}: there is a column {PREDICTION!r} already. Rename or remove it.")
         texts = Texts([record.cells for record in records], [_text_of(record, column, chat) for record in records])
     elif suffix == ".txt" or place == "-":
-        lines = read_stdin().splitlines() if place == "-" else [line for _, line in numbered_lines(path)]
-        lines = [line.rstrip("\r\n") for line in lines]
+        given = io.StringIO(read_stdin()) if place == "-" else (line for _, line in numbered_lines(path))
+        lines = [line.rstrip("\r\n") for line in given]
         texts = Texts([{column: line} for line in lines], [line if line.strip() else "" for line in lines])
     else:
         known = [*READERS, ".txt"]
