@@ -129,7 +129,7 @@ def found(table: Table, data: DataSettings, choices: Choices) -> str:
         lines.append(f"For others add: {' '.join(f'data.{key}=COLUMN' for key in choices)}")
     place, findings = open_place(data.name, "train"), Findings()
     if place.single_file:  # of a folder each split is told by itself
-        rows = checked_rows(place.title, with_columns(place.records(), data), data, findings, None)
+        rows = checked_rows(place.title, with_columns(place.records(), data, place.uneven), data, findings, None)
         lines.append(f"{sum(1 for _ in rows):,} of the rows can be used.")
         lines += [f"  {line}" for line in findings.lines(policies_of(data))]
     return "\n".join(lines)

@@ -130,6 +130,14 @@ def test_empty_cells_are_passed_over_and_several_references_kept(tmp_path: Path)
     assert "5 with an empty cell (rows 2, 4, 6, 7, 8), and data.empty_rows is stop" in message
 
 
+def test_the_first_row_may_lack_a_cell_too(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"dialogue": "no summary"}, {}, {"id": 1, "summary": "s"}, *ROWS])
+    got = read(tmp_path)
+    assert got.findings["missing"] == Finding(3, [1, 2, 3]) and [row.row for row in got.examples] == [4, 5, 6]
+    write_jsonl(tmp_path / "my.jsonl", [{"dialogue": "no summary"}, *ROWS])
+    assert sum(len(read(tmp_path / "my.jsonl", split)) for split in ("train", "validation", "test")) == 3
+
+
 def test_row_numbers_are_line_numbers_and_max_rows_counts_used_rows(tmp_path: Path) -> None:
     lines = ["", json.dumps({"dialogue": "", "summary": "x"}), *(json.dumps(row) for row in ROWS), "  "]
     (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")

@@ -67,7 +67,7 @@ BROKEN = {
     "no file at all": ("notes.txt", GOOD, ["no split 'train'", "The splits are: none."]),
     "a missing column": (
         "train.jsonl",
-        f'{{"id": 1, "dialog": "x", "text": "y"}}\n{GOOD}',
+        '{"id": 1, "dialog": "x"}\n{"text": "y"}',
         [
             "train.jsonl, line 1:",
             "no column 'dialogue' (Did you mean 'dialog'?)",

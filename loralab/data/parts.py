@@ -40,7 +40,7 @@ def part_bounds(place: Place, data: DataSettings) -> tuple[int, int]:
     }
 
     def build(_: Path) -> dict[str, Any]:
-        rows = (clean_row(record, data) for record in with_columns(place.records(), data))
+        rows = (clean_row(record, data) for record in with_columns(place.records(), data, place.uneven))
         hashes = array(
             "Q",
             (

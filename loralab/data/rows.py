@@ -10,7 +10,7 @@ What may be wrong with a row is counted by kind, with the numbers of the first r
     html_breaks   <br />                                     data.html_breaks     keep, newline or stop
     long_sources, long_targets, in tokens (encode.py)        data.long_rows       cut, skip or stop
 
-A column that the first row lacks, a number where text is needed or half a surrogate pair is an error at once.
+A column that no row has, a number where text is needed or half a surrogate pair is an error always.
 """
 
 from __future__ import annotations
@@ -140,12 +140,20 @@ def policies_of(data: DataSettings) -> dict[str, str]:
     return {key: getattr(data, key) for key in sorted({*POLICY.values()})}
 
 
-def with_columns(records: Iterable[Record], data: DataSettings) -> Iterator[Record]:
-    """The records, if the first of them has the columns; a later one may lack a cell, which is that row's fault alone."""
-    for count, record in enumerate(records):
-        if not count:
-            check_columns(record, *data.columns)
+def with_columns(records: Iterable[Record], data: DataSettings, uneven: bool) -> Iterator[Record]:
+    """The records, if they have the columns: the first of a table, or any of `uneven` ones, where a cell that is not there is that
+    row's fault alone."""
+    needed, known = {*data.columns}, dict[str, object]()
+    first: Record | None = None
+    for record in records:
+        first = first or record
+        if needed - known.keys():
+            known.update(record.cells)
+            if not uneven:
+                check_columns(record, *data.columns)
         yield record
+    if first is not None:
+        check_columns(first._replace(cells=known), *data.columns)
 
 
 def checked_rows(

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from loralab import embedded
-from loralab.data.readers import READERS, Record, suffix_of
+from loralab.data.readers import READERS, Record, jsonl_records, suffix_of
 from loralab.errors import DataError, nearest_file
 
 SPLITS = ("train", "validation", "test")  # of a single file
@@ -32,6 +32,8 @@ class Place:
     """Changes whenever the rows do; told without decoding them."""
     single_file: bool = False
     """The records are those of all splits."""
+    uneven: bool = False
+    """A row may lack columns that others have."""
 
 
 def open_place(name: str, split: str) -> Place:
@@ -110,7 +112,8 @@ def split_files(folder: Path) -> dict[str, Path]:
 
 def file_place(path: Path, single_file: bool = False) -> Place:
     suffix = suffix_of(path)
-    return Place(str(path), lambda: READERS[suffix](path), lambda: f"{suffix} {bytes_hash(path)}", single_file)
+    uneven = READERS[suffix] is jsonl_records
+    return Place(str(path), lambda: READERS[suffix](path), lambda: f"{suffix} {bytes_hash(path)}", single_file, uneven)
 
 
 def bytes_hash(path: Path) -> str:

@@ -206,7 +206,7 @@ def chosen_rows(place: Place, data: DataSettings, split: str, findings: Findings
     bound = data.max_rows(split)
 
     def rows(findings: Findings, bound: int | None) -> Iterator[Example]:
-        records = with_columns(place.records(), data)
+        records = with_columns(place.records(), data, place.uneven)
         if place.single_file:
             records = records_of_part(records, data, split, part_bounds(place, data))
         return checked_rows(place.title, records, data, findings, bound)
