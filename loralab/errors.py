@@ -99,7 +99,7 @@ def nearest_file(path: Path) -> str:
     """ " Did you mean ...?" with the names beside a path that is not there, or "" where none is near."""
     folder = path.parent
     try:
-        beside = [str(folder / each.name) for each in folder.iterdir()]
+        beside = [str(folder / each.name) for each in folder.iterdir() if each.name != path.name]
     except OSError:
         return ""
     near = nearest(str(path), beside) if beside else ""

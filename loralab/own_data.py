@@ -15,7 +15,7 @@ import numpy as np
 
 from loralab.config import Recipe, Tree
 from loralab.data.columns import AS_GIVEN, Choices, Table, choose, look_at
-from loralab.data.readers import READERS, suffix_of
+from loralab.data.readers import READERS, stem_of, suffix_of
 from loralab.data.rows import Findings, checked_rows, policies_of, with_columns
 from loralab.data.sources import open_place, split_files, splits_of
 from loralab.data_settings import DataSettings
@@ -116,7 +116,7 @@ def the_file(data: str) -> str:
 def name_of(place: str) -> str:
     """What runs are called: the file's name without its suffix, or the last part of a folder or an id."""
     path = Path(place)
-    stem = path.name.removesuffix(suffix_of(path)) if suffix_of(path) in READERS else path.name
+    stem = stem_of(path) if suffix_of(path) in READERS else path.name
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or DEFAULTS
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loralab.data.readers import READERS, Record, suffix_of
+from loralab.data.readers import READERS, Record, stem_of, suffix_of
 from loralab.data.rows import check_columns, source_text, subject, target_texts
 from loralab.errors import DataError, nearest
 from loralab.run import PREDICTIONS
@@ -236,8 +236,7 @@ def _labels(files: Sequence[_File]) -> list[str]:
 
 def _short(path: Path) -> str:
     """A file's name without its suffix; of a run's predictions.jsonl the run's."""
-    name = path.name.removesuffix(suffix_of(path))
-    return path.resolve().parent.name if path.name == PREDICTIONS else name
+    return path.resolve().parent.name if path.name == PREDICTIONS else stem_of(path)
 
 
 # Groups

@@ -23,6 +23,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from typing import Any
 from loralab.config import BESIDE_RESULTS, Recipe
 from loralab.data.readers import READERS, suffix_of
 from loralab.errors import RecipeError, RunError, nearest_file
-from loralab.own_data import recipe_for
+from loralab.own_data import DEFAULTS, recipe_for
 from loralab.recipe_file import load_recipe, parse_tree, recipe_from_tree, shipped_recipes, to_yaml
 from loralab.spec import LoRASpec
 
@@ -63,7 +64,7 @@ def recipe_and_folder(
     """The recipe of a file, a shipped name, somebody's own data or, to go on with it, a run's folder; and the folder to work in.
 
     Args:
-        command: "train" or "compare".
+        command: "train", "compare" or "plan".
         name: the recipe; where it is missing, the first override has taken its place.
         data: somebody's own, with which no recipe is needed.
     """
@@ -74,17 +75,24 @@ def recipe_and_folder(
     if name is None:
         raise RecipeError(
             f"Which recipe? `loralab {command} RECIPE` takes a file or a shipped one: {', '.join(shipped_recipes())}. "
-            f"For data of your own: `loralab {command} --data my.csv`."
+            f"For data of your own: {_with_own_data(command, 'my.csv')}."
         )
     if resume and (Path(name) / RECIPE).exists():
         return load_recipe(Path(name) / RECIPE, overrides), out or Path(name)
     if suffix_of(Path(name)) in READERS:
-        raise RecipeError(f"{name} is no recipe but data. Train on it: `loralab {command} --data {name}`.")
+        raise RecipeError(f"{name} is no recipe but data. Use it so: {_with_own_data(command, name)}.")
     if (Path(name) / RECIPE).exists():
-        raise RecipeError(
-            f"{name} is a run. Go on with it: `loralab {command} {name} --resume`; do it again: `loralab {command} {name}/{RECIPE}`."
-        )
+        go_on = "" if command == "plan" else f"Go on with it: `loralab {command} {name} --resume`; do it again: "
+        raise RecipeError(f"{name} is a run. {go_on or 'Plan it: '}`loralab {command} {name}/{RECIPE}`.")
     return load_recipe(name, overrides), out
+
+
+def _with_own_data(command: str, data: str) -> str:
+    """What to type; a plan takes the recipe of which `--data` chooses the columns."""
+    if command == "plan":
+        columns = "data.source=COLUMN data.target=COLUMN"
+        return f"`loralab plan {DEFAULTS} {shlex.quote(f'data.name={data}')} {columns}`"
+    return f"`loralab {command} --data {shlex.quote(data)}`"
 
 
 def check_free(out: Path | None) -> None:

@@ -52,7 +52,7 @@ def write_messy(path: Path, header: str = "Nr.,day,the mail,what it says,lang", 
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter).writerows([header.split(","), *messy_rows()])
     content = text.getvalue().encode("utf-8-sig")
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    path.write_bytes(gzip.compress(content) if path.suffix.lower() == ".gz" else content)
     return path
 
 
@@ -82,7 +82,7 @@ For others add: data.source=COLUMN data.target=COLUMN
 """
 
 
-@pytest.mark.parametrize("name", ["mails.csv", "mails.csv.gz"])
+@pytest.mark.parametrize("name", ["mails.csv", "mails.csv.gz", "mails.CSV", "mails.Csv.GZ"])
 def test_a_messy_file_is_understood_and_told(
     name: str, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,8 +272,8 @@ def test_a_file_without_rows(tmp_path: Path, cache: Path) -> None:
 
 
 def test_names_of_runs() -> None:
-    given = ["a.csv", "../x/my mails.jsonl.gz", "data/", "owner/set-1", "?.csv", "v1.2"]
-    assert [name_of(name) for name in given] == ["a", "my-mails", "data", "set-1", "own-data", "v1.2"]
+    given = ["a.csv", "../x/my mails.jsonl.gz", "data/", "owner/set-1", "?.csv", "v1.2", "UP.CSV"]
+    assert [name_of(name) for name in given] == ["a", "my-mails", "data", "set-1", "own-data", "v1.2", "UP"]
 
 
 def test_the_words_of_the_command_line(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,10 +284,28 @@ def test_the_words_of_the_command_line(tmp_path: Path, cache: Path, monkeypatch:
     for name in (None, "lora.rank=2"):
         with pytest.raises(RecipeError, match=r"Which recipe.*flan-t5-base-dialogsum.*loralab compare --data my.csv"):
             recipe_and_folder("compare", name, [], None, None, False)
-    with pytest.raises(RecipeError, match=r"x.csv is no recipe but data. Train on it: `loralab train --data x.csv`"):
+    with pytest.raises(RecipeError, match=r"x.csv is no recipe but data. Use it so: `loralab train --data x.csv`"):
         recipe_and_folder("train", "x.csv", [], None, None, False)
     with pytest.raises(UserError, match=r"data.sauce: unknown key. Did you mean 'source'"):
         recipe_and_folder("train", "data.sauce=x", [], "x.csv", None, False)
+
+
+def test_a_plan_is_told_what_it_can_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_messy(tmp_path / "my x.csv")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.yaml").touch()
+    columns = "data.source=COLUMN data.target=COLUMN`"
+    for name, message in (
+        (None, f"`loralab plan own-data data.name=my.csv {columns}"),
+        ("my x.csv", f"`loralab plan own-data 'data.name=my x.csv' {columns}"),
+        ("run", r"Plan it: `loralab plan run/recipe\.yaml`"),
+    ):
+        with pytest.raises(RecipeError, match=message) as caught:
+            recipe_and_folder("plan", name, [], None, None, False)
+        assert "--" not in str(caught.value)
+    given = ["data.name=my x.csv", "data.source=the mail", "data.target=day"]
+    assert recipe_and_folder("plan", "own-data", given, None, None, False)[0].data.name == "my x.csv"
 
 
 def test_no_name_is_on_both_sides() -> None:

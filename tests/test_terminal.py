@@ -94,6 +94,7 @@ def test_a_notebooks_line_renews_itself_without_a_terminal(monkeypatch: pytest.M
 def test_files_beside_are_named(tmp_path: Path) -> None:
     (tmp_path / "chats.csv").touch()
     assert nearest_file(tmp_path / "chat.csv") == f" Did you mean '{tmp_path}/chats.csv'?"
+    assert nearest_file(tmp_path / "chats.csv") == "", "what was given is no advice"
     assert nearest_file(tmp_path / "nowhere/chat.csv") == nearest_file(tmp_path / "chats.csv/x") == ""
 
 

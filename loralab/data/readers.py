@@ -72,7 +72,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(1-based number, line with its line end), decoded one by one so that an error can name the line."""
     number = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -114,5 +114,11 @@ READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {
 
 
 def suffix_of(path: Path) -> str:
-    """`.jsonl.gz` of `train.jsonl.gz`: the last suffix, with the one before it where the last is a compression."""
-    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    """`.jsonl.gz` of `TRAIN.JSONL.GZ`: the last suffix, with the one before it where the last is a compression, in small letters."""
+    last = path.suffix.lower()
+    return "".join(path.suffixes[-2:]).lower() if last == ".gz" else last
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without that suffix."""
+    return path.name[: len(path.name) - len(suffix_of(path))]

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from loralab import embedded
-from loralab.data.readers import READERS, Record, jsonl_records, suffix_of
+from loralab.data.readers import READERS, Record, jsonl_records, stem_of, suffix_of
 from loralab.errors import DataError, nearest_file
 
 SPLITS = ("train", "validation", "test")  # of a single file
@@ -100,10 +100,9 @@ def split_files(folder: Path) -> dict[str, Path]:
     """{split: its file} for every file of a known format in the folder."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        suffix = suffix_of(path)
-        if suffix not in READERS:
+        if suffix_of(path) not in READERS:
             continue
-        split = path.name.removesuffix(suffix)
+        split = stem_of(path)
         if split in files:
             raise DataError(f"{folder} holds split {split!r} twice: {files[split].name} and {path.name}. Remove one.")
         files[split] = path
