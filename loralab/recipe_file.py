@@ -118,7 +118,8 @@ def _apply(tree: Tree, override: str) -> str | None:
     try:
         value = _value(text, _kinds(path))
     except YAMLError:
-        return f"{key}: {text!r} is not a YAML value; put it in quotes"
+        quotes = "single quotes" if QUOTED.fullmatch(text) else "quotes"
+        return f"{key}: {text!r} is not a YAML value; put it in {quotes}"
     if key == "variants" and isinstance(value, list):
         return _choose_variants(tree, value)
     if path[0] == "variants" and len(path) > 2 and isinstance(variants, dict) and path[1] not in variants:

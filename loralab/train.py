@@ -49,6 +49,7 @@ from loralab.run import (
     write_recipe,
 )
 from loralab.scratch import check_sizes, new_base, remove_base
+from loralab.use import NO_DATA
 from loralab.validation import Validator, best_of, make_validator
 from loralab.written_on import check_room
 
@@ -106,7 +107,7 @@ def starting_point(recipe: Recipe) -> tuple[Recipe, Path | None]:
     if recipe.training.start_from is None or recipe.training.method == "none":
         return recipe, None
     place = Path(recipe.training.start_from)
-    earlier, saved = find_trained(place, [], None)
+    earlier, saved = find_trained(place, [], None, NO_DATA)
     if saved is None:
         raise RunError(f"training.start_from: {place} has trained nothing (its method is {earlier.training.method}).")
     if earlier.training.method == "full":

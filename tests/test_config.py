@@ -160,6 +160,7 @@ def test_three_mistakes_are_three_lines(tmp_path: Path) -> None:
         ("lora=3", "lora: expected a valid dictionary or instance of LoRASpec; got 3"),
         ("lora", "'lora': an override is written key=value, such as lora.rank=32"),
         ("lora.rank=[", "lora.rank: '[' is not a YAML value; put it in quotes"),
+        (r'data.prompt="\d"', r"""data.prompt: '"\\d"' is not a YAML value; put it in single quotes"""),
         ("model.name.x=1", "model.name.x: 'name' holds the value 'some/model', not settings"),
         ("variants=[lora-9]", "variants: there is no variant 'lora-9'. Did you mean 'lora-8'?"),
         (

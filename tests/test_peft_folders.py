@@ -25,6 +25,8 @@ from transformers import (
 from loralab import LoRASpec, attach, load_adapter
 from loralab.adapter import read
 from loralab.errors import AdapterError, TargetError, UserError
+from loralab.recipe_file import load_recipe
+from loralab.train import starting_point
 from loralab.use import merge_saved
 
 SMALL = {
@@ -183,6 +185,12 @@ def test_merge_takes_folders_that_no_run_has_written(workshop: Path, tmp_path: P
         torch.testing.assert_close(logits(t5(tmp_path / f"merged-{name}")), expected, atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match=r"base is a plain model: there is nothing to merge"):
         merge_saved(base, tmp_path / "merged", None)
+
+
+def test_a_training_starts_from_such_a_folder(base: Path, tmp_path: Path) -> None:
+    get_peft_model(hf_t5(base), LoraConfig(target_modules=["q"])).save_pretrained(tmp_path / "theirs")
+    recipe = load_recipe("quickstart", [f"training.start_from={tmp_path / 'theirs'}"])
+    assert starting_point(recipe) == (recipe, tmp_path / "theirs")
 
 
 class Named(nn.Module):
