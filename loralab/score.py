@@ -29,11 +29,12 @@ def score_files(paths: Sequence[Path], columns: Columns, metrics: Sequence[str])
 
     Args:
         paths: files with predictions, or runs' folders.
-        metrics: keys of METRICS.
+        metrics: keys of METRICS; one that is named twice counts once.
 
     Raises:
         DataError: an unknown metric, a metric without the sources that it needs, or files that are wrong.
     """
+    metrics = list(dict.fromkeys(map(str.strip, metrics)))
     for name in metrics:
         if name not in METRICS:
             raise DataError(f"Unknown metric {name!r}. {nearest(name, METRICS)}")

@@ -168,6 +168,11 @@ def test_metrics_that_need_the_source_take_the_column_named(tmp_path: Path) -> N
         score_files([path], Columns(), ["rogue"])
 
 
+def test_metrics_may_have_blanks_around_them_and_stand_there_twice(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", [{"prediction": "x y", "target": "x"}])
+    assert list(score_files([path], Columns(), ["length", " chrf", "length "])["metrics"]) == ["length", "chrf"]
+
+
 # Mistakes
 
 GOOD = [{"prediction": f"p{i}", "reference": f"r{i}", "source": f"s{i}", "other": f"o{i}"} for i in range(4)]
