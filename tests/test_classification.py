@@ -60,6 +60,19 @@ def test_several_labels_a_row() -> None:
     })  # fmt: skip
 
 
+def test_with_several_labels_a_row_the_mean_is_over_all_labels() -> None:
+    """Also over c, which no row has or was given: each label's score is 0 where nothing is divided by 0."""
+    true, given = [["a"], ["a", "b"], []], [["a"], ["b"], ["b"]]
+    listed = [[json.dumps(row)] for row in true]
+    probabilities = [{label: float(label in row) for label in "abc"} for row in given]
+    found = score([json.dumps(row) for row in given], listed, None, probabilities)
+    each = [
+        by_hand([str(label in row) for row in true], [str(label in row) for row in given], "True") for label in "abc"
+    ]
+    expected = dict(zip(("precision_macro", "recall_macro", "f1_macro"), np.mean(each, axis=0), strict=True))
+    assert {name: value_of(name, found[name]) for name in expected} == pytest.approx(expected)
+
+
 def test_the_order_of_two_labels_says_which_is_positive() -> None:
     given, true = ["ham", "spam", "spam"], [["ham"], ["ham"], ["spam"]]
     usual = score(given, true)

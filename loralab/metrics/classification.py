@@ -5,9 +5,9 @@ Per label, from the rows that have it (true), that were given it (pred), and bot
     precision = tp / pred      recall = tp / true      F1 = 2 tp / (pred + true)         0 where nothing is divided by 0
 
 Of two labels, precision, recall and F1 are those of the second, the positive one; of more, or of several labels a row,
-there is none. "macro" is the mean over the labels that any row has or was given, "micro" adds the counts of all labels up
-first (for single labels that is the accuracy). With several labels a row, accuracy asks for the very same set. These are
-scikit-learn's definitions, with zero_division=0.
+there is none. "macro" is the mean over the labels that any row has or was given, with several labels a row over all
+labels; "micro" adds the counts of all labels up first (for single labels that is the accuracy). With several labels a
+row, accuracy asks for the very same set. These are scikit-learn's definitions, with zero_division=0.
 
 The calibration error (ECE; Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
 https://arxiv.org/abs/1706.04599, equation 3) sorts rows by the probability of the label that was chosen into 15 bins of
@@ -61,10 +61,12 @@ def _positive(name: str) -> Any:
 
 
 def _macro(name: str) -> Any:
+    """Of [..., 4 C]: the last C are above 0 for the labels that the mean is over."""
+
     def statistic(sums: Floats) -> Floats:
-        _, pred, true = _parts(sums)
-        there = (pred + true) > 0
-        mean: Floats = (per_label(sums)[name] * there).sum(-1) / np.maximum(there.sum(-1), 1)
+        labels = sums.shape[-1] // 4
+        there = sums[..., -labels:] > 0
+        mean: Floats = (per_label(sums[..., :-labels])[name] * there).sum(-1) / np.maximum(there.sum(-1), 1)
         return mean
 
     return statistic
@@ -133,8 +135,10 @@ def score(
     given, true = (memberships(texts, names, multi) for texts in (predictions, truth))
     right = (given == true).all(axis=1)
     sums = np.concatenate([given & true, given, true], axis=1).astype(np.float64)
+    over = np.concatenate([sums, np.ones_like(true) if multi else given | true], axis=1)
+    parts = {ACCURACY.name: 100.0 * right, **{column.name: over for column in MACRO}}
     columns = columns_of(len(names), multi)
-    values = {name: 100.0 * right if name == ACCURACY.name else sums for name in columns if name != ECE.name}
+    values = {name: parts.get(name, sums) for name in columns if name != ECE.name}
     if probabilities and ECE.name in columns:
         table = np.array([[row[name] for name in names] for row in probabilities])
         confidence, truly = (table, true) if multi else (table.max(axis=1, keepdims=True), right[:, None])
