@@ -249,12 +249,14 @@ def score(
     sources: Sequence[str] | None,
     metrics: Sequence[str],
     probabilities: Sequence[Mapping[str, float]] | None = None,
+    labels: Sequence[str] = (),
 ) -> dict[str, Floats]:
-    """Every column of every named metric, [rows] each, or [rows, k]. `probabilities` of each label are for those of labels."""
+    """Every column of every named metric, [rows] each, or [rows, k]. `probabilities` of each label, and all `labels`, are for
+    those of labels."""
     columns: dict[str, Floats] = {}
     for name in metrics:
         if name == LABELS:
-            columns |= classification.score(predictions, references, sources, probabilities)
+            columns |= classification.score(predictions, references, sources, probabilities, labels)
         else:
             columns |= METRICS[name].score(predictions, references, sources)
     return columns

@@ -16,8 +16,8 @@ from typing import Any
 
 from loralab.errors import DataError, nearest
 from loralab.evaluate import Floats, score
-from loralab.metrics import COLUMNS, METRICS
-from loralab.metrics.classification import ACCURACY
+from loralab.metrics import COLUMNS, LABELS, METRICS
+from loralab.metrics.classification import ACCURACY, names_in
 from loralab.metrics.significance import Bootstrap, holm, mcnemar
 from loralab.predictions import Columns, Predictions, read_predictions
 from loralab.progress import Progress
@@ -57,13 +57,21 @@ def score_files(paths: Sequence[Path], columns: Columns, metrics: Sequence[str])
 
 
 def _values(rows: Predictions, metrics: Sequence[str]) -> dict[str, dict[str, Floats]]:
-    """System -> column -> [rows]."""
+    """System -> column -> [rows]; the columns are the same of all systems."""
     values: dict[str, dict[str, Floats]] = {}
+    labels = _labels(rows) if LABELS in metrics else []
+    certain = rows.probabilities if len(rows.probabilities) == len(rows.systems) else {}
     progress = Progress("score", len(rows.systems))
     for name, texts in rows.systems.items():
-        values[name] = score(texts, rows.references, rows.sources, metrics, rows.probabilities.get(name))
+        values[name] = score(texts, rows.references, rows.sources, metrics, certain.get(name), labels)
         progress.update(len(values))
     return values
+
+
+def _labels(rows: Predictions) -> list[str]:
+    """Those of all systems: first those that have probabilities, in their order, then the others."""
+    certain = [name for table in rows.probabilities.values() for name in table[0]]
+    return list(dict.fromkeys([*certain, *names_in([row[0] for row in rows.references], *rows.systems.values())]))
 
 
 def _row(name: str, rows: Predictions, values: dict[str, Floats], bootstrap: Bootstrap) -> dict[str, Any]:

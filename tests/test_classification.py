@@ -110,11 +110,21 @@ def test_details_add_up() -> None:
         assert (found["precision"], found["recall"], found["f1"]) == pytest.approx(by_hand(true, given, name))
 
 
+def test_an_empty_prediction_is_wrong_and_no_label() -> None:
+    found = score(["pos", "", "neg", "pos"], [["pos"], ["pos"], ["neg"], ["neg"]])
+    assert set(found) == set(columns_of(2, multi=False)) - {"ece"}
+    values = [value_of(name, found[name]) for name in ("accuracy", "precision", "recall", "f1")]
+    assert values == pytest.approx([50, 50, 50, 50])
+    assert score(["[]", ""], [["[]"], ["[]"]], names=["a"])["accuracy"].tolist() == [100, 0]
+
+
 def test_what_is_no_label() -> None:
     with pytest.raises(DataError, match="Row 1 has 2 references"):
         score(["a", "a"], [["a"], ["a", "b"]])
     with pytest.raises(DataError, match="Some rows have a list of labels"):
         score(["a", '["a"]'], [["a"], ["a"]])
+    with pytest.raises(DataError, match="Some rows have a list of labels"):
+        score(["a", '["a"]'], [['["a"]'], ['["a"]']])
     with pytest.raises(DataError, match="these are no labels"):
         score([f"text {n}" for n in range(600)], [["a"]] * 600)
 

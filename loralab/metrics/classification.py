@@ -6,8 +6,9 @@ Per label, from the rows that have it (true), that were given it (pred), and bot
 
 Of two labels, precision, recall and F1 are those of the second, the positive one; of more, or of several labels a row,
 there is none. "macro" is the mean over the labels that any row has or was given, with several labels a row over all
-labels; "micro" adds the counts of all labels up first (for single labels that is the accuracy). With several labels a
-row, accuracy asks for the very same set. These are scikit-learn's definitions, with zero_division=0.
+labels; "micro" adds the counts of all labels up first (for single labels that is the accuracy, where no prediction is
+empty). With several labels a row, accuracy asks for the very same set. These are scikit-learn's definitions, with
+zero_division=0. An empty prediction is wrong and names no label.
 
 The calibration error (ECE; Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
 https://arxiv.org/abs/1706.04599, equation 3) sorts rows by the probability of the label that was chosen into 15 bins of
@@ -113,13 +114,14 @@ def score(
     references: Sequence[Sequence[str]],
     sources: Sequence[str] | None = None,
     probabilities: Probabilities | None = None,
+    names: Sequence[str] = (),
 ) -> dict[str, Floats]:
     """[rows] for accuracy, and what the `statistic` of each other column takes, [rows, k].
 
     Args:
-        predictions, references: a label each, or in JSON the list of a row's labels.
-        probabilities: of each label, in the labels' order; without them labels are ordered as in labels.py, and there
-            is no ECE.
+        predictions, references: a label each, or in JSON the list of a row's labels; an empty prediction is wrong.
+        probabilities: of each label; without them there is no ECE.
+        names: all labels in their order; else those that have probabilities, else those of the rows (`names_in`).
 
     Raises:
         DataError: as `check_rows`; a row has two references; single labels and lists are mixed; there are too many labels.
@@ -131,24 +133,26 @@ def score(
         )
     truth = [texts[0] for texts in references]
     multi = all(map(is_list, truth))
-    names = list(probabilities[0]) if probabilities else names_in([*truth, *predictions], multi)
+    names = names or (list(probabilities[0]) if probabilities else names_in(truth, predictions))
     given, true = (memberships(texts, names, multi) for texts in (predictions, truth))
-    right = (given == true).all(axis=1)
+    right = (given == true).all(axis=1) & np.array(list(map(bool, predictions)))
     sums = np.concatenate([given & true, given, true], axis=1).astype(np.float64)
     over = np.concatenate([sums, np.ones_like(true) if multi else given | true], axis=1)
     parts = {ACCURACY.name: 100.0 * right, **{column.name: over for column in MACRO}}
     columns = columns_of(len(names), multi)
     values = {name: parts.get(name, sums) for name in columns if name != ECE.name}
     if probabilities and ECE.name in columns:
-        table = np.array([[row[name] for name in names] for row in probabilities])
+        table = np.array([[row.get(name, 0.0) for name in names] for row in probabilities])
         confidence, truly = (table, true) if multi else (table.max(axis=1, keepdims=True), right[:, None])
         values[ECE.name] = calibration_parts(confidence, truly)
     return values
 
 
-def names_in(texts: Sequence[str], multi: bool) -> list[str]:
-    """All labels, in their order."""
-    if not multi and any(map(is_list, texts)):
+def names_in(truth: Sequence[str], *predictions: Sequence[str]) -> list[str]:
+    """All labels of the rows and of every system's predictions, in their order."""
+    multi = all(map(is_list, truth))
+    texts = {text for texts in (truth, *predictions) for text in texts if text}
+    if any(is_list(text) != multi for text in texts):
         raise DataError("Some rows have a list of labels, others a single one. Write all of them in one way.")
     names = ordered({label for text in texts for label in members(text, multi)})
     if len(names) > MOST_LABELS:
@@ -161,7 +165,7 @@ def memberships(texts: Sequence[str], names: Sequence[str], multi: bool) -> NDAr
     place = {name: number for number, name in enumerate(names)}
     table = np.zeros((len(texts), len(names)), dtype=bool)
     for row, text in enumerate(texts):
-        for label in members(text, multi):
+        for label in members(text, multi) if text else ():
             table[row, place[label]] = True
     return table
 
