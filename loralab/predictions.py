@@ -12,11 +12,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from loralab.data.readers import READERS, Record, stem_of, suffix_of
 from loralab.data.rows import check_columns, source_text, subject, target_texts
 from loralab.errors import DataError, nearest
+from loralab.labels import is_list, label_text
 from loralab.run import PREDICTIONS
 
 REFERENCES = ("references", "reference", "target", "summary")
@@ -66,14 +68,14 @@ class _File:
     probabilities: list[dict[str, float]] | None
 
 
-def read_predictions(paths: Sequence[Path], columns: Columns) -> Predictions:
-    """The rows of all files, side by side.
+def read_predictions(paths: Sequence[Path], columns: Columns, labels: bool = False) -> Predictions:
+    """The rows of all files, side by side; with `labels`, predictions and references are read as labels.py reads a label.
 
     Raises:
         DataError: a file that cannot be read, a missing or doubtful column, a row without a reference, a system that
             said nothing at all, or files whose rows differ; the message names the place.
     """
-    files = [_read(_file_of(path), columns) for path in paths]
+    files = [_read(_file_of(path), columns, labels) for path in paths]
     for file in files[1:]:
         _check_aligned(files[0], file)
     systems = dict(zip(_labels(files), (texts for file in files for texts in file.systems.values()), strict=True))
@@ -104,7 +106,7 @@ def _file_of(path: Path) -> Path:
     return path
 
 
-def _read(path: Path, columns: Columns) -> _File:
+def _read(path: Path, columns: Columns, labels: bool) -> _File:
     records = list(READERS[suffix_of(path)](path))
     if not records:
         raise DataError(f"{path} has no rows. Expected at least one prediction with its reference.")
@@ -117,11 +119,14 @@ def _read(path: Path, columns: Columns) -> _File:
         check_columns(record, *needed)
     if both := [name for name in predictions if name in references]:
         raise DataError(f"{path}: column {both[0]!r} is both prediction and reference. Name the two with options.")
+    systems = {name: _answers(records, name, path, _label if labels else source_text) for name in predictions}
+    several = any(is_list(text) for texts in systems.values() for text in texts)
+    truth = partial(_true_labels, several=several) if labels else target_texts
     return _File(
         path,
         [record.where for record in records],
-        {name: _answers(records, name, path) for name in predictions},
-        [_references_of(record, references) for record in records],
+        systems,
+        [_references_of(record, references, truth) for record in records],
         None if source is None else [source_text(record, source) for record in records],
         None if columns.group is None else [_group_of(record, columns.group) for record in records],
         ", ".join(references),
@@ -166,8 +171,21 @@ def _prediction_columns(known: Sequence[str], place: str) -> list[str]:
     return found
 
 
-def _answers(records: Sequence[Record], column: str, path: Path) -> list[str]:
-    texts = [source_text(record, column) for record in records]
+def _label(record: Record, column: str) -> str:
+    return label_text(record.cells[column], record.where, column) or ""
+
+
+def _true_labels(record: Record, column: str, several: bool) -> tuple[str, ...]:
+    """The references of a row; a list holds them, or where predictions are lists too, the several labels of one."""
+    value = record.cells[column]
+    values = value if isinstance(value, list) else [value]
+    if several and not any(isinstance(each, list) or is_list(str(each)) for each in values):
+        values = [value]
+    return tuple(text for each in values if (text := label_text(each, record.where, column)))
+
+
+def _answers(records: Sequence[Record], column: str, path: Path, read: Callable[[Record, str], str]) -> list[str]:
+    texts = [read(record, column) for record in records]
     if not any(texts):
         raise DataError(
             f"{path}: all {len(texts)} predictions in column {column!r} are empty, so there is nothing to score. "
@@ -176,8 +194,10 @@ def _answers(records: Sequence[Record], column: str, path: Path) -> list[str]:
     return texts
 
 
-def _references_of(record: Record, columns: Sequence[str]) -> tuple[str, ...]:
-    texts = tuple(text for column in columns for text in target_texts(record, column))
+def _references_of(
+    record: Record, columns: Sequence[str], read: Callable[[Record, str], tuple[str, ...]]
+) -> tuple[str, ...]:
+    texts = tuple(text for column in columns for text in read(record, column))
     if not texts:
         raise DataError(
             f"{record.where}: no reference in column {', '.join(columns)}. Each row needs one: leave the row out."

@@ -38,7 +38,7 @@ def score_files(paths: Sequence[Path], columns: Columns, metrics: Sequence[str])
     for name in metrics:
         if name not in METRICS:
             raise DataError(f"Unknown metric {name!r}. {nearest(name, METRICS)}")
-    rows = read_predictions(paths, columns)
+    rows = read_predictions(paths, columns, LABELS in metrics)
     if rows.sources is None and (lacking := [name for name in metrics if METRICS[name].NEEDS_SOURCES]):
         raise DataError(
             f"{' and '.join(lacking)} look at what each prediction was made from, and {paths[0]} has no column 'source'. "

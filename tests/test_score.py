@@ -16,7 +16,6 @@ from rouge_score.rouge_scorer import RougeScorer
 from workshop import loralab
 
 from loralab.errors import DataError
-from loralab.metrics.classification import columns_of
 from loralab.metrics.significance import Bootstrap, holm
 from loralab.predictions import Columns, read_predictions
 from loralab.score import report, score_files
@@ -172,49 +171,6 @@ def test_metrics_that_need_the_source_take_the_column_named(tmp_path: Path) -> N
 def test_metrics_may_have_blanks_around_them_and_stand_there_twice(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "f.jsonl", [{"prediction": "x y", "target": "x"}])
     assert list(score_files([path], Columns(), ["length", " chrf", "length "])["metrics"]) == ["length", "chrf"]
-
-
-# Labels
-
-
-def labels_file(path: Path, references: Sequence[Any], **systems: Sequence[Any]) -> Path:
-    """One row a reference, with the systems' predictions beside it."""
-    answers = [dict(zip(systems, row, strict=True)) for row in zip(*systems.values(), strict=True)]
-    return write_jsonl(path, [{"reference": text, **row} for text, row in zip(references, answers, strict=True)])
-
-
-@pytest.mark.parametrize(
-    ("references", "a", "b", "count"),
-    [
-        (["pos", "neg", "pos"], ["pos", "neg", "neg"], ["maybe", "neg", "pos"], 3),
-        (["pos", "neg", "pos"], ["pos", "neg", "neg"], ["pos", "", None], 2),
-        (["pos", "pos", "pos"], ["pos", "pos", "pos"], ["pos", "neg", "neg"], 2),
-    ],
-    ids=["a label more", "no answer", "a label less"],
-)
-def test_systems_are_measured_with_the_labels_of_all(
-    references: list[str], a: list[str], b: list[str | None], count: int, tmp_path: Path
-) -> None:
-    path = labels_file(tmp_path / "f.jsonl", references, prediction_a=a, prediction_b=b)
-    results = score_files([path], Columns(), ["classification"])
-    measured = [name for name in columns_of(count, multi=False) if name != "ece"]
-    assert [list(row["metrics"]) for row in results["rows"]] == [measured, measured]
-    found = [row["metrics"]["accuracy"]["value"] for row in results["rows"]]
-    right = [sum(map(str.__eq__, references, map(str, each))) for each in (a, b)]
-    assert found == pytest.approx([100 * number / len(references) for number in right])
-    report(results)
-
-
-def test_labels_with_probabilities_are_in_their_order_for_all_systems(tmp_path: Path) -> None:
-    certain = [{"spam": 0.9, "ham": 0.1}, {"spam": 0.2, "ham": 0.8}]
-    rows = [{"references": ["ham"], "source": "s", "prediction": label} for label in ("spam", "ham")]
-    sure = [{**row, "probabilities": each} for row, each in zip(rows, certain, strict=True)]
-    unsure = [{**row, "prediction": "ham"} for row in rows]
-    paths = [write_jsonl(tmp_path / f"{name}.jsonl", each) for name, each in (("sure", sure), ("unsure", unsure))]
-    found = [row["metrics"] for row in score_files(paths, Columns(), ["classification"])["rows"]]
-    assert [metrics["recall"]["value"] for metrics in found] == [50, 100]  # of ham, the second
-    assert all("ece" not in metrics for metrics in found)
-    assert "ece" in score_files(paths[:1], Columns(), ["classification"])["rows"][0]["metrics"]
 
 
 # Mistakes
