@@ -78,17 +78,17 @@ def read_predictions(paths: Sequence[Path], columns: Columns, labels: bool = Fal
     files = [_read(_file_of(path), columns, labels) for path in paths]
     for file in files[1:]:
         _check_aligned(files[0], file)
-    systems = dict(zip(_labels(files), (texts for file in files for texts in file.systems.values()), strict=True))
+    names = _names(files)
+    systems = dict(zip(names, (texts for file in files for texts in file.systems.values()), strict=True))
     sources = next((file.sources for file in files if file.sources is not None), None)
     given = next((file.groups for file in files if file.groups is not None), None)
-    subjects = None if sources is None else [subject(*row) for row in zip(sources, files[0].references, strict=True)]
-    groups, grouping = _grouped(systems, subjects, given, columns)
-    labels = _labels(files)
+    subjects = None if sources is None else _subjects(sources, files[0].references, labels)
+    groups, grouping = _grouped(systems, subjects, given, columns, labels)
     certain = {
-        name: file.probabilities for name, file in zip(labels, files, strict=False) if file.probabilities is not None
+        name: file.probabilities for name, file in zip(names, files, strict=False) if file.probabilities is not None
     }
     return Predictions(
-        systems, files[0].references, sources, groups, grouping, certain if len(labels) == len(files) else {}
+        systems, files[0].references, sources, groups, grouping, certain if len(names) == len(files) else {}
     )
 
 
@@ -239,7 +239,7 @@ def _check_equal(what: str, first: _File, other: _File, column: Callable[[_File]
             )
 
 
-def _labels(files: Sequence[_File]) -> list[str]:
+def _names(files: Sequence[_File]) -> list[str]:
     """A name for each system: the file's, the column's, or both where both are needed."""
     if len({file.path.resolve() for file in files}) < len(files):
         raise DataError(f"A file is given twice: {', '.join(str(file.path) for file in files)}. Give each once.")
@@ -262,11 +262,18 @@ def _short(path: Path) -> str:
 # Groups
 
 
+def _subjects(sources: Sequence[str], references: Sequence[Sequence[str]], labels: bool) -> list[Hashable]:
+    """What each row is about; a label says nothing of it."""
+    rows = enumerate(zip(sources, references, strict=True))
+    return [source or row if labels else subject(source, texts) for row, (source, texts) in rows]
+
+
 def _grouped(
     systems: Mapping[str, Sequence[str]],
-    sources: Sequence[str] | None,
+    sources: Sequence[Hashable] | None,
     given: Sequence[Hashable] | None,
     columns: Columns,
+    labels: bool,
 ) -> tuple[list[Hashable], str]:
     """The group of each row, and how it was found."""
     if given is not None:
@@ -274,6 +281,8 @@ def _grouped(
     if sources is not None:
         return list(sources), f"by column {columns.source or SOURCE!r}"
     answers = list(zip(*systems.values(), strict=True))
+    if labels:
+        return list(range(len(answers))), "each row by itself, as labels repeat without a common source"
     counts = Counter(answers)
     groups: list[Hashable] = [
         row if not any(texts) or counts[texts] == 1 else texts for row, texts in enumerate(answers)

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from folders import write_jsonl
 
 from loralab.errors import DataError
 from loralab.metrics.classification import columns_of
+from loralab.metrics.significance import Bootstrap
 from loralab.predictions import Columns
 from loralab.score import report, score_files
 
@@ -73,6 +75,25 @@ def test_labels_with_probabilities_are_in_their_order_for_all_systems(tmp_path: 
     assert [metrics["recall"]["value"] for metrics in found] == [50, 100]  # of ham, the second
     assert all("ece" not in metrics for metrics in found)
     assert "ece" in score_files(paths[:1], Columns(), ["classification"])["rows"][0]["metrics"]
+
+
+def test_rows_of_labels_are_groups_only_by_a_column(tmp_path: Path) -> None:
+    """The interval is that of rows drawn one by one: labels that are the same are no common source."""
+    references, given = ["pos", "neg"] * 20, ["pos", "neg", "neg", "pos"] * 10
+    path = labels_file(tmp_path / "f.jsonl", references, prediction=given)
+    results = score_files([path], Columns(), ["classification"])
+    accuracy = results["rows"][0]["metrics"]["accuracy"]
+    expected = Bootstrap(range(40)).interval(100.0 * np.array(list(map(str.__eq__, references, given))))
+    assert (accuracy["value"], accuracy["low"], accuracy["high"]) == (expected.value, expected.low, expected.high)
+    assert "40 rows in 40 groups: each row by itself, as labels repeat" in " ".join(report(results).split())
+
+    def groups(columns: Columns, **cells: Sequence[Any]) -> int:
+        file = labels_file(tmp_path / "g.jsonl", references, prediction=given, **cells)
+        return int(score_files([file], columns, ["classification"])["groups"])
+
+    sources = [f"text {row // 2}" for row in range(40)]
+    assert groups(Columns(), source=sources) == groups(Columns(group="id"), id=sources) == 20
+    assert groups(Columns(), source=["", *sources[:-2], None]) == 2 + 19
 
 
 @pytest.mark.parametrize(
