@@ -110,11 +110,22 @@ def check_rows(run: Path, hashes: dict[str, str]) -> None:
         file.parent.mkdir(exist_ok=True)
         write_json(file, hashes)
         return
-    began = json.loads(file.read_text(encoding="utf-8"))
-    if changed := [name for name in hashes if hashes[name] != began.get(name)]:
+    compare_rows(run, began_with(run), hashes)
+
+
+def began_with(run: Path) -> dict[str, str]:
+    """The hashes of the rows of a run that was stopped; none where it had not come so far."""
+    file = run / FOLDER / ROWS
+    hashes: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return hashes
+
+
+def compare_rows(run: Path, began: dict[str, str], now: dict[str, str]) -> None:
+    """Raises RunError where rows that a run began with are others now."""
+    if changed := [name for name in began if began[name] != now.get(name)]:
         raise RunError(
             f"{run} began with other rows: those that are {' and '.join(changed)} have changed on disk since. "
-            "Going on would mix the two. Put the old rows back, or start a new run with another --out."
+            "Going on would mix the two. Put the old rows back, or begin anew with another --out."
         )
 
 

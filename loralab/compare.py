@@ -42,6 +42,7 @@ from loralab.evaluate import (
 )
 from loralab.extras import check_extras
 from loralab.forgetting import read_forgotten, read_held_out
+from loralab.kept import check_kept
 from loralab.labels import Labels
 from loralab.material import describe_rows, read_training_rows
 from loralab.metrics import BITS, classification
@@ -66,7 +67,7 @@ from loralab.run import (
 )
 from loralab.samples import IN_FILE, IN_TERMINAL, markdown, read_samples
 from loralab.table import Row, empty_row, latex_table, markdown_table
-from loralab.variants import RECIPES, RESULTS, Run, plan_runs, set_aside
+from loralab.variants import RECIPES, RESULTS, Run, plan_runs, set_aside, states_of
 
 STOPPED = 130  # the exit code of a run that was stopped after saving
 FLOORS = {"lead": "first two lines", "constant": "one sentence"}
@@ -82,6 +83,7 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
 
     Raises:
         RecipeError: the recipe has no variants, or one of them starts from nothing that is there.
+        RunError: what is to be kept is of other rows than those that are there now.
     """
     if not recipe.variants:
         raise RecipeError(f"The recipe {recipe.name!r} has no variants to compare; `loralab train` runs it alone.")
@@ -98,7 +100,9 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
     training_rows = [read_training_rows(recipe)]
     for variant in map(recipe.variant, recipe.variants):
         training_rows += read_mixture(variant).values()
-    read_held_out(recipe)
+    held_out = read_held_out(recipe)
+    if resume:
+        check_kept(planned, held_out)
     folder = out if resume and out is not None else new_folder(out, recipe.name)
     write_recipe(folder, recipe)
     runs = plan_runs(recipe, folder)
@@ -121,10 +125,10 @@ def _check_columns(recipe: Recipe) -> None:
 def run_all(runs: Sequence[Run], folder: Path) -> dict[str, str]:
     """Runs what is not there yet; returns what failed, by the run's folder, and why."""
     failures: dict[str, str] = {}
-    renewed: set[Path] = set()
+    states = states_of(runs)
     taken: list[float] = []  # seconds of each training so far; what is not trained takes little
     for index, run in enumerate(runs):
-        state = "changed" if run.after in renewed and run.folder.exists() else run.state
+        state = states[run.folder]
         if run.after is not None and str(run.after) in failures:
             failures[str(run.folder)] = f"it starts from {run.after.relative_to(folder)}, which failed"
             continue
@@ -135,7 +139,6 @@ def run_all(runs: Sequence[Run], folder: Path) -> dict[str, str]:
             continue
         if state == "changed":
             say(f"Its recipe is another now; what was there lies in {set_aside(run.folder, folder)}.")
-        renewed.add(run.folder)
         started = time.monotonic()
         if failure := _run(run, folder):
             failures[str(run.folder)] = failure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,15 @@ class Run:
         if changed_settings(self.folder, self.recipe) != []:
             return "changed"
         return "finished" if (self.folder / RECORD).exists() else "stopped"
+
+
+def states_of(runs: Sequence[Run]) -> dict[Path, str]:
+    """The state of each run's folder; what starts from a run that has not finished is of other weights than it will have."""
+    states: dict[Path, str] = {}
+    for run in runs:
+        renewed = run.after is not None and states[run.after] != "finished"
+        states[run.folder] = "changed" if renewed and run.folder.exists() else run.state
+    return states
 
 
 def plan_runs(recipe: Recipe, out: Path) -> list[Run]:

@@ -172,3 +172,30 @@ def test_a_comparison_goes_on_where_it_was_stopped(workshop: Path) -> None:
     results: dict[str, Any] = json.loads(loralab(workshop, "compare", out.name, "--resume", "--json").stdout)
     assert [row["variant"] for row in results["rows"] if not row.get("failed")][:3] == ["zero-shot", "lora-4", "full"]
     assert (out / "zero-shot/record.json").stat().st_mtime_ns == before, "what had finished was kept"
+
+
+def files_below(folder: Path) -> dict[Path, int]:
+    return {file: changed(file) for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def on_own_rows(workshop: Path) -> Path:
+    """A comparison on rows that may change, whose last variant is still to be run."""
+    shutil.copytree(workshop / "data", workshop / "own")
+    settings = ["data.name=own", "training.epochs=1"]
+    loralab(workshop, "compare", "tiny.yaml", *settings, "--out", "on-own-rows")
+    shutil.rmtree(workshop / "on-own-rows/full")
+    return workshop / "on-own-rows"
+
+
+@pytest.mark.parametrize(("split", "what"), [("train", "trained on"), ("validation", "evaluated")])
+def test_a_comparison_refuses_rows_that_changed(split: str, what: str, workshop: Path, on_own_rows: Path) -> None:
+    """Else one table would hold scores of old and of new rows."""
+    rows = workshop / f"own/{split}.jsonl"
+    text, before = rows.read_text(), files_below(on_own_rows)
+    rows.write_text(text.replace("#Person1#", "#Nobody#"))
+    done = loralab(workshop, "compare", "on-own-rows", "--resume", code=2)
+    rows.write_text(text)
+    run = "lora-4" if split == "train" else "zero-shot"
+    assert f"on-own-rows/{run} began with other rows: those that are {what} have changed" in done.stderr
+    assert files_below(on_own_rows) == before, "nothing was trained or written"

@@ -1,0 +1,52 @@
+"""What a comparison that goes on finds in its folder: runs of the rows that are there now, or they cannot stand in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loralab import checkpoint
+from loralab.config import Recipe
+from loralab.data.splits import AnySplit
+from loralab.evaluate import read_evaluation_rows
+from loralab.material import hashes_of, read_training_rows
+from loralab.mixing import read_mixture
+from loralab.run import RECORD, read_record
+from loralab.variants import Run, states_of
+
+
+def check_kept(runs: Sequence[Run], held_out: Mapping[str, AnySplit]) -> None:
+    """Holds every run that is kept, or gone on with, against the rows as they are now.
+
+    Raises:
+        RunError: one began with other rows.
+    """
+    states, known = states_of(runs), dict[str, dict[str, str]]()
+    forgetting = {_held_out(name): rows.content_hash for name, rows in held_out.items()}
+    for run in runs:
+        if states[run.folder] not in ("finished", "stopped"):
+            continue
+        key = repr((run.recipe.data, run.recipe.mixture, run.recipe.evaluation.split))
+        if key not in known:
+            known[key] = _hashes(run.recipe) | forgetting
+        checkpoint.compare_rows(run.folder, _began_with(run.folder), known[key])
+
+
+def _hashes(recipe: Recipe) -> dict[str, str]:
+    """Those of the rows as they are now, named as in a run's folder."""
+    training = {"trained on": read_training_rows(recipe)}
+    training |= {f"trained on as {name}": rows for name, rows in read_mixture(recipe).items()}
+    hashes = {name: rows.content_hash for name, rows in training.items()}
+    return hashes | {"evaluated": read_evaluation_rows(recipe).content_hash}
+
+
+def _began_with(run: Path) -> dict[str, str]:
+    if not (run / RECORD).exists():
+        return checkpoint.began_with(run)
+    record = read_record(run)
+    hashes = hashes_of({key: record[key] for key in ("evaluated", "trained_on") if key in record})
+    return hashes | {_held_out(name): rows["hash"] for name, rows in record.get("forgetting", {}).items()}
+
+
+def _held_out(name: str) -> str:
+    return f"held out as {name}"
