@@ -38,6 +38,13 @@ def known_metrics(metrics: tuple[str, ...]) -> tuple[str, ...]:
     return metrics
 
 
+def folder_name(name: str) -> str:
+    """Raises ValueError where a folder of this name would not lie right in the folder that it is made in."""
+    if name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
+        raise ValueError(f"{name!r} is to be the name of a folder: one without / and \\, and not '.' or '..'")
+    return name
+
+
 class ValidationSettings(Settings):
     """Measuring while training, on the data's validation split; data without one is trained on without measuring."""
 
@@ -140,6 +147,15 @@ class Recipe(Settings):
     """Where those figures come from, and what they were measured on."""
     next_steps: tuple[str, ...] = ()
     """Lines to print below a comparison: what to try next."""
+
+    _one_folder = field_validator("name")(folder_name)
+
+    @field_validator("variants")
+    @classmethod
+    def _one_folder_each(cls, variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in variants:
+            folder_name(name)
+        return variants
 
     @model_validator(mode="before")
     @classmethod

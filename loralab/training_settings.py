@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from loralab.errors import RecipeError
 from loralab.model_settings import Count, Settings
@@ -44,6 +44,14 @@ class TrainingSettings(Settings):
     """A finished run or an adapter from whose weights the training starts; in a comparison, another variant."""
     seed: Seed | Annotated[tuple[Seed, ...], Field(min_length=1)] = 42
     """Of the order of rows, of dropout, and of LoRA's start. A comparison takes a list too, and trains once for each."""
+
+    @field_validator("seed")
+    @classmethod
+    def _each_once(cls, seed: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        """Two runs of one seed are one run, which would count twice."""
+        if isinstance(seed, tuple) and len(set(seed)) < len(seed):
+            raise ValueError("one seed stands there twice; name each once")
+        return seed
 
     @model_validator(mode="after")
     def _one_size(self) -> TrainingSettings:

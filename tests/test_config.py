@@ -297,6 +297,19 @@ def test_a_variant_that_trains_everything_does_not_inherit_a_quantised_base() ->
     assert recipe.variant("lora").model.quantize == "int8" and recipe.variant("lora").model.quantize_except == ("wo",)
 
 
+@pytest.mark.parametrize("name", ["../victim", "..", ".", "''", "a/b", "/abs", "'a\\b'"])
+def test_names_of_runs_stay_in_their_folder(name: str, recipe_file: Path) -> None:
+    for override, key in ((f"name={name}", "name"), (f"variants={{{name}: {{}}}}", "variants")):
+        (problem,) = mistakes(recipe_file, override, "published={}")
+        assert problem.startswith(f"  {key}: ") and "is to be the name of a folder" in problem
+
+
+def test_a_seed_is_given_once(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["training.seed=[1, 2]"]).training.seeds == (1, 2)
+    (problem,) = mistakes(recipe_file, "training.seed=[1, 2, 1]")
+    assert problem == "  training.seed: one seed stands there twice; name each once; got [1, 2, 1]"
+
+
 def test_the_designs_example_resolves() -> None:
     tree: dict[str, Any] = {
         "name": "example",
