@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -69,7 +70,8 @@ def train(
     result = {"run": str(folder), "adapter": record.get("saved"), "metrics": record["metrics"]}
     result |= {key: record.get(key) for key in keys}
     said = [_scores(record["metrics"]) + _floors(record) + _labels(record), in_words(record.get("forgetting", {}))]
-    _finish(result, as_json, "\n".join([*filter(None, said), f"Try it: loralab generate {folder} --text '...'"]))
+    said.append(f"Try it: loralab generate {shlex.quote(str(folder))} --text '...'")
+    _finish(result, as_json, "\n".join(filter(None, said)))
 
 
 @app.command()

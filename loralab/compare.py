@@ -29,7 +29,7 @@ from loralab.curves import first_turn
 from loralab.data.rows import subject
 from loralab.data.splits import Split, StreamedSplit
 from loralab.epochs import by_epoch
-from loralab.errors import RecipeError, Stopped
+from loralab.errors import RecipeError, RunError, Stopped
 from loralab.evaluate import (
     Scores,
     leaked_rows,
@@ -56,8 +56,12 @@ from loralab.run import (
     METRICS,
     PREDICTIONS,
     RECIPE,
+    RECIPES,
     RECORD,
+    RESULTS,
     check_free,
+    go_on,
+    is_comparison,
     new_folder,
     read_lines,
     read_record,
@@ -67,7 +71,7 @@ from loralab.run import (
 )
 from loralab.samples import IN_FILE, IN_TERMINAL, markdown, read_samples
 from loralab.table import Row, empty_row, latex_table, markdown_table
-from loralab.variants import RECIPES, RESULTS, Run, plan_runs, set_aside, states_of
+from loralab.variants import Run, plan_runs, set_aside, states_of
 
 STOPPED = 130  # the exit code of a run that was stopped after saving
 FLOORS = {"lead": "first two lines", "constant": "one sentence"}
@@ -83,7 +87,7 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
 
     Raises:
         RecipeError: the recipe has no variants, or one of them starts from nothing that is there.
-        RunError: what is to be kept is of other rows than those that are there now.
+        RunError: `out` is not a comparison's, or what is to be kept is of other rows than those that are there now.
     """
     if not recipe.variants:
         raise RecipeError(f"The recipe {recipe.name!r} has no variants to compare; `loralab train` runs it alone.")
@@ -91,6 +95,8 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
         check_free(out)
     elif out is None or not (out / RECIPE).exists():
         raise RecipeError("There is nothing to resume: give the folder, as in `loralab compare runs/NAME --resume`.")
+    elif not is_comparison(out):
+        raise RunError(f"{out} is a training run, not a comparison. Go on with it: {go_on(out)}")
     planned = plan_runs(recipe, out or Path(recipe.name))  # mistakes show here, before anything is written
     unfinished = not resume or any(run.state != "finished" for run in planned)
     for run in planned:
@@ -104,6 +110,7 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
     if resume:
         check_kept(planned, held_out)
     folder = out if resume and out is not None else new_folder(out, recipe.name)
+    (folder / RECIPES).mkdir(exist_ok=True)  # by which it is known as a comparison's
     write_recipe(folder, recipe)
     runs = plan_runs(recipe, folder)
     failures = run_all(runs, folder)
@@ -155,7 +162,6 @@ def _trains(run: Run) -> bool:
 def _run(run: Run, folder: Path) -> str | None:
     """Runs `loralab train` in a process; why it failed, where it did."""
     recipe_file = folder / RECIPES / f"{run.name.replace('/', '-')}.yaml"
-    recipe_file.parent.mkdir(exist_ok=True)
     write_text(recipe_file, to_yaml(run.recipe))
     again = ["--resume"] if (run.folder / RECIPE).exists() else []
     command = [sys.executable, "-m", "loralab", "train", str(recipe_file), "--out", str(run.folder), "--json", *again]
@@ -167,7 +173,7 @@ def _run(run: Run, folder: Path) -> str | None:
         process.wait()
         code = STOPPED
     if code == STOPPED:
-        raise Stopped(f"Stopped in {run.name}. Go on with: loralab compare {folder} --resume")
+        raise Stopped(f"Stopped in {run.name}. Go on with: {go_on(folder)}")
     return None if code == 0 else "it was killed; too little memory?" if code == -9 else f"exit code {code}, see above"
 
 

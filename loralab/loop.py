@@ -28,7 +28,7 @@ from loralab.data.mixture import Trained
 from loralab.engine import Engine
 from loralab.errors import RunError, Stopped
 from loralab.progress import Progress, say
-from loralab.run import FIRST_STEP, METRICS, SAMPLES, VALIDATION, read_lines, write_json, write_lines
+from loralab.run import FIRST_STEP, METRICS, SAMPLES, VALIDATION, go_on, read_lines, write_json, write_lines
 from loralab.schedule import rate_at
 from loralab.table import memory
 from loralab.trackers import Trackers, eval_values, open_trackers, train_values
@@ -91,7 +91,7 @@ def run_steps(engine: Engine, recipe: Recipe, encoded: Trained, run: Path, valid
     def stop_if_asked() -> None:
         if stopped.is_set():
             done = f"Stopped after step {position.step} of {len(steps)}."
-            raise Stopped(f"{done} Go on with: loralab train {run} --resume")
+            raise Stopped(f"{done} Go on with: {go_on(run)}")
 
     with _journal(recipe, run, position) as journal, _stop_signals() as stopped:
         try:

@@ -27,6 +27,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from loralab.config import BESIDE_RESULTS, Recipe
@@ -41,6 +42,7 @@ VALIDATION, CURVES, CONFUSION = "validation.jsonl", "curves.png", "confusion.png
 SAMPLES = "samples.jsonl"
 PILOT, FORGETTING, FIRST_STEP = "pilot.json", "forgetting.jsonl", "first_step.json"
 SAVED = ("adapter", "model")
+RECIPES, REPLACED, RESULTS = "recipes", "replaced", "results.json"  # of a comparison; the last is written last
 NAMES = ("name", "description")  # of a recipe, which change nothing in a run
 HOME = Path("runs")
 
@@ -56,6 +58,16 @@ def new_folder(out: Path | None, name: str) -> Path:
         taken += 1
     folder.mkdir(parents=True)
     return folder
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether it is that of a comparison (compare.py) and not of a run."""
+    return (folder / RECIPES).is_dir() or (folder / RESULTS).exists()
+
+
+def go_on(folder: Path) -> str:
+    """The command that goes on with a run or a comparison, to be copied."""
+    return f"loralab {'compare' if is_comparison(folder) else 'train'} {quote(str(folder))} --resume"
 
 
 def recipe_and_folder(
@@ -82,8 +94,9 @@ def recipe_and_folder(
     if suffix_of(Path(name)) in READERS:
         raise RecipeError(f"{name} is no recipe but data. Use it so: {_with_own_data(command, name)}.")
     if (Path(name) / RECIPE).exists():
-        go_on = "" if command == "plan" else f"Go on with it: `loralab {command} {name} --resume`; do it again: "
-        raise RecipeError(f"{name} is a run. {go_on or 'Plan it: '}`loralab {command} {name}/{RECIPE}`.")
+        again = f"`loralab {command} {quote(f'{name}/{RECIPE}')}`"
+        further = f"Plan it: {again}" if command == "plan" else f"Go on with it: `{go_on(Path(name))}`; do it again: {again}"
+        raise RecipeError(f"{name} is there already. {further}.")
     return load_recipe(name, overrides), out
 
 
@@ -98,13 +111,16 @@ def _with_own_data(command: str, data: str) -> str:
 def check_free(out: Path | None) -> None:
     """Raises RunError where a folder cannot become a new run's."""
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is there already and not empty. Go on with --resume, give another --out, or remove it.")
+        holds = f" What it holds goes on with `{go_on(out)}`." if (out / RECIPE).exists() else ""
+        raise RunError(f"{out} is there already and not empty.{holds} Give another --out, or remove it.")
 
 
 def open_again(out: Path | None, recipe: Recipe) -> None:
     """Raises RunError where the folder's run cannot be gone on with, by this recipe."""
     if out is None or not (out / RECIPE).exists():
         raise RunError("There is nothing to resume: give the run's folder, as in `loralab train runs/NAME --resume`.")
+    if is_comparison(out):
+        raise RunError(f"{out} is a comparison, not a run. Go on with it: {go_on(out)}")
     if changed := changed_settings(out, recipe):
         raise RunError(
             f"The run in {out} was started with another recipe: {', '.join(changed)} changed. Start a new run with another --out."
@@ -191,13 +207,16 @@ def find_trained(
     if (path / RECIPE).exists():
         saved = next((path / name for name in SAVED if (path / name).exists()), None)
         recipe = recipe_from_tree(_recipe_tree(path), overrides, str(path / RECIPE))
+        if is_comparison(path):
+            runs = sorted(str(file.parent) for file in path.glob(f"**/{RECORD}") if REPLACED not in file.parts)
+            raise RunError(f"{path} is a comparison. Name one of its runs: {', '.join(runs) or 'none has finished yet'}.")
         if saved is None and recipe.training.method != "none":
             raise RunError(f"{path} holds a recipe, but neither {' nor '.join(SAVED)}: the run there has not finished.")
         return recipe, saved
     if (path / "adapter_config.json").exists():
         return recipe_from_tree(_with_data(_adapter_tree(path), _for_labels(path, data)), overrides, str(path)), path
     if (path / "config.json").exists():
-        tree = {"name": path.name, "model": {"name": str(path)}, "training": {"method": "none"}}
+        tree = {"name": path.resolve().name, "model": {"name": str(path)}, "training": {"method": "none"}}
         return recipe_from_tree(_with_data(tree, _for_labels(path, data)), overrides, str(path)), None
     raise RunError(
         f"{path} is neither a run (it has no {RECIPE}) nor an adapter (it has no adapter_config.json) "
@@ -229,7 +248,7 @@ def _adapter_tree(path: Path) -> dict[str, Any]:
 
     stored = adapter.read(path)
     tree: dict[str, Any] = stored.card.get("recipe") or {
-        "name": path.name,
+        "name": path.resolve().name,
         "model": {"name": stored.base_name},
         "lora": stored.spec.model_dump(mode="json", include=set(LoRASpec.model_fields)),
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,9 +20,9 @@ from loralab.checkpoint import FOLDER, at_work
 from loralab.errors import RunError, nearest_file
 from loralab.metrics import COLUMNS
 from loralab.recipe_file import parse_tree
-from loralab.run import RECIPE, RECORD
+from loralab.run import RECIPE, RECORD, RESULTS, go_on, is_comparison
 from loralab.table import Cell, layout, memory
-from loralab.variants import RECIPES, RESULTS, TAKEN
+from loralab.variants import TAKEN
 
 NAME, BASE, TITLE = 20, 14, 10  # columns of a terminal, in each of which a longer text is folded
 
@@ -79,14 +78,10 @@ def _places(folder: Path) -> Iterator[Path]:
 
 def _inner(place: Path) -> list[Path]:
     """The runs of a comparison, the first first."""
-    if not _is_comparison(place):
+    if not is_comparison(place):
         return []
     within = [each for each in place.iterdir() if each.is_dir() and each.name not in TAKEN]
     return sorted((run for each in within for run in _places(each)), key=lambda run: (_last_change(run), run))
-
-
-def _is_comparison(place: Path) -> bool:
-    return (place / RECIPES).is_dir() or (place / RESULTS).exists()
 
 
 def _last_change(place: Path) -> float:
@@ -113,11 +108,10 @@ def _listed(place: Path, folder: Path) -> Listed:
 
 def _facts(place: Path) -> dict[str, Any]:
     tree = parse_tree((place / RECIPE).read_text(encoding="utf-8"), str(place / RECIPE))
-    comparison = _is_comparison(place)
+    comparison = is_comparison(place)
     ending = place / (RESULTS if comparison else RECORD)
     record = json.loads(ending.read_text(encoding="utf-8")) if ending.exists() else None
     state = _state(place, comparison, record)
-    command = f"loralab {'compare' if comparison else 'train'} {shlex.quote(str(place))} --resume"
     metrics = {} if comparison or record is None else record["metrics"]
     metric = next((name for name in metrics if name != "loss"), next(iter(metrics), None))
     return {
@@ -127,7 +121,7 @@ def _facts(place: Path) -> dict[str, Any]:
         "value": metrics[metric]["value"] if metric else None,
         "adapter_bytes": 0 if record is None else record.get("adapter_bytes", 0),
         "state": state,
-        "go_on": command if state not in ("finished", "running") else None,
+        "go_on": go_on(place) if state not in ("finished", "running") else None,
     }
 
 

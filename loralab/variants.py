@@ -8,10 +8,9 @@ from pathlib import Path
 
 from loralab.config import Recipe
 from loralab.errors import RecipeError, nearest
-from loralab.run import RECORD, changed_settings
+from loralab.run import RECIPES, RECORD, REPLACED, changed_settings
 
-RECIPES, REPLACED = TAKEN = ("recipes", "replaced")  # folders of a comparison beside those of its variants
-RESULTS = "results.json"  # its rows, written last
+TAKEN = (RECIPES, REPLACED)  # folders of a comparison beside those of its variants
 
 
 @dataclass(frozen=True)

@@ -358,6 +358,29 @@ def test_a_run_that_has_not_finished_says_so(workshop: Path, run: dict[str, Any]
     assert "has not finished" in loralab(workshop, "evaluate", "half", code=2).stderr
 
 
+def test_a_run_is_no_comparison_and_a_comparison_no_run(
+    workshop: Path, run: dict[str, Any], comparison: tuple[dict[str, Any], Path]
+) -> None:
+    before = sorted((workshop / run["run"]).iterdir())
+    done = loralab(workshop, "compare", run["run"], "--resume", code=2)
+    assert f"is a training run, not a comparison. Go on with it: loralab train {run['run']} --resume" in done.stderr
+    assert sorted((workshop / run["run"]).iterdir()) == before
+    done = loralab(workshop, "train", "side-by-side", "--resume", code=2)
+    assert "is a comparison, not a run. Go on with it: loralab compare side-by-side --resume" in done.stderr
+    for command in (["evaluate", "side-by-side"], ["generate", "side-by-side", "--text", "a"]):
+        done = loralab(workshop, *command, code=2)
+        assert "Name one of its runs: side-by-side/full, side-by-side/lora-4, side-by-side/zero-shot." in done.stderr
+
+
+def test_commands_to_copy_fit_what_is_there(workshop: Path, run: dict[str, Any]) -> None:
+    done = loralab(workshop, "merge", run["run"], "--out", "data", code=2)
+    assert "data is there already and not empty. Give another --out, or remove it." in done.stderr
+    done = loralab(workshop, "train", "tiny.yaml", "training.method=none", "--out", "blank und ü")
+    assert "Try it: loralab generate 'blank und ü' --text" in done.stdout
+    done = loralab(workshop, "train", "tiny.yaml", "--out", "blank und ü", code=2)
+    assert "goes on with `loralab train 'blank und ü' --resume`" in done.stderr
+
+
 def test_without_metrics_the_loss_alone_is_measured(workshop: Path, tmp_path: Path) -> None:
     recipe = load_recipe(workshop / "tiny.yaml", ["evaluation.metrics=[]", "training.method=none"])
     folder, record = train(recipe, tmp_path / "run")
