@@ -176,16 +176,28 @@ def read(folder: str | Path) -> AdapterFiles:
         base_name=config.get("base_model_name_or_path"),
         task_type=config.get("task_type"),
         targets=targets if isinstance(targets, str) else tuple(targets),
-        card=_card(folder),
+        card=read_card(folder),
     )
 
 
-def _card(folder: Path) -> dict[str, Any]:
+def read_card(folder: Path) -> dict[str, Any]:
+    """Our own file beside PEFT's, or nothing where there is none. Raises AdapterError where it is damaged."""
     card = _read_json(folder / CARD, "") if (folder / CARD).exists() else {}
     base = card.get("base", {})
-    if not isinstance(base, dict) or not isinstance(base.get("fingerprint", {}), dict | None):
-        raise AdapterError(f"{folder / CARD} is damaged: {base!r} is no description of a base.")
+    if not isinstance(base, dict) or not _holds_samples(base.get("fingerprint")):
+        raise AdapterError(f"{folder / CARD} is damaged: {base!r:.200} is no description of a base.")
+    for key, needed in (("recipe", {"name"}), ("labels", {"names", "values", "multi"})):
+        block = card.get(key)
+        if block is not None and not (isinstance(block, dict) and needed <= block.keys()):
+            raise AdapterError(f"{folder / CARD} is damaged: under {key!r} stands {block!r:.200}.")
     return card
+
+
+def _holds_samples(fingerprint: object) -> bool:
+    """Whether it is a fingerprint (fingerprint.py), or none."""
+    if not isinstance(fingerprint, dict):
+        return fingerprint is None
+    return all(isinstance(each, dict) and {"shape", "values"} <= each.keys() for each in fingerprint.values())
 
 
 def read_file_tensors(path: Path) -> Arrays:

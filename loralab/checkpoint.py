@@ -21,7 +21,7 @@ from typing import Any
 
 from loralab.engine import Engine
 from loralab.errors import RunError
-from loralab.run import write_json
+from loralab.run import read_json, write_json
 
 FORMAT, KEPT = 2, 2
 FOLDER, STATE, POSITION, ROWS, LOCK = "checkpoints", "state.safetensors", "position.json", "rows.json", ".lock"
@@ -85,7 +85,7 @@ def restore(run: Path, engine: Engine) -> Position:
     finished = _finished(run)
     if not finished:
         return Position()
-    stored = json.loads((finished[-1] / POSITION).read_text(encoding="utf-8"))
+    stored = read_json(finished[-1] / POSITION)
     if stored.pop("format") != FORMAT:
         raise RunError(
             f"{finished[-1]} is a checkpoint of another version of loralab; this one reads format {FORMAT}. Start the run anew."
@@ -116,7 +116,7 @@ def check_rows(run: Path, hashes: dict[str, str]) -> None:
 def began_with(run: Path) -> dict[str, str]:
     """The hashes of the rows of a run that was stopped; none where it had not come so far."""
     file = run / FOLDER / ROWS
-    hashes: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    hashes: dict[str, str] = read_json(file) if file.exists() else {}
     return hashes
 
 

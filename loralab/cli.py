@@ -320,6 +320,15 @@ def _labels(row: dict[str, Any]) -> str:
     return f"\n\n{labels_table(row['labels'])}"
 
 
+def _of_the_system(error: OSError) -> str:
+    """What the system refused, where it is about a file; any other error is raised again."""
+    if error.errno in FULL:
+        return f"the disk is full ({error}). Make room; a run goes on with --resume."
+    if error.filename is None:
+        raise error
+    return f"{error.filename}: {error.strerror}. Give another path, or mend what stands there."
+
+
 def main() -> NoReturn:
     """The console script."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a termination ends things as Ctrl-C does
@@ -332,8 +341,6 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        print(f"loralab: the disk is full ({error}). Make room; a run goes on with --resume.", file=sys.stderr)
+        print(f"loralab: {_of_the_system(error)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)

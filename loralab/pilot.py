@@ -9,7 +9,6 @@ next one is tried too: an edge is no optimum.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from pathlib import Path
@@ -21,7 +20,7 @@ from loralab.data.mixture import Trained
 from loralab.engine import Engine
 from loralab.loop import plan_steps
 from loralab.progress import Progress, say
-from loralab.run import PILOT, write_json
+from loralab.run import PILOT, read_json, write_json
 from loralab.schedule import rate_at
 from loralab.validation import Validator
 
@@ -112,7 +111,7 @@ def _try(
 def _known(file: Path) -> Points:
     if not file.exists():
         return {}
-    return {point["learning_rate"]: point["loss"] for point in json.loads(file.read_text(encoding="utf-8"))["points"]}
+    return {point["learning_rate"]: point["loss"] for point in read_json(file)["points"]}
 
 
 def _summary(points: Points, steps: int) -> dict[str, Any]:

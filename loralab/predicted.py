@@ -6,7 +6,6 @@ around them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from loralab.cost.model import Shape
 from loralab.cost.variant import PRECISIONS, cost_of, run_of, sizes_of, trained_by
 from loralab.errors import UserError
 from loralab.plan_report import operations
-from loralab.run import FIRST_STEP
+from loralab.run import FIRST_STEP, read_json
 from loralab.table import Cell, Row, layout, markdown, memory
 
 HEADER = ["first step: predicted", "trained", "FLOPs", "memory"]
@@ -29,7 +28,7 @@ def predicted_and_measured(recipe: Recipe, record: dict[str, Any], folder: Path)
     file = folder / FIRST_STEP
     if not file.exists():
         return None
-    watched = json.loads(file.read_text(encoding="utf-8"))
+    watched = read_json(file)
     labels = record.get("labels", {}).get("names") if recipe.data.label is not None else None
     try:
         base = find_base(recipe.model, None if recipe.data.label is None else len(labels or ()))

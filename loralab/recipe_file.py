@@ -83,7 +83,7 @@ def to_yaml(recipe: Recipe) -> str:
 def _read(name_or_path: str) -> tuple[str, str]:
     path = Path(name_or_path)
     if path.is_file():
-        return path.read_text(encoding="utf-8"), path.stem
+        return _text(path), path.stem
     shipped = shipped_recipes()
     if name_or_path in shipped:
         return shipped[name_or_path], name_or_path
@@ -93,6 +93,18 @@ def _read(name_or_path: str) -> tuple[str, str]:
     raise RecipeError(
         f"There is no recipe {name_or_path!r}, neither a file nor a shipped one. {nearest(name_or_path, shipped)}"
     )
+
+
+def stored_tree(path: Path) -> Tree:
+    """The settings in a file, unchecked."""
+    return parse_tree(_text(path), str(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not text in UTF-8: {error}. Save it in UTF-8.") from error
 
 
 def parse_tree(text: str, where: str) -> Tree:

@@ -23,9 +23,9 @@ import importlib.metadata
 import json
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -34,7 +34,7 @@ from loralab.config import BESIDE_RESULTS, Recipe
 from loralab.data.readers import READERS, suffix_of
 from loralab.errors import RecipeError, RunError, nearest_file
 from loralab.own_data import DEFAULTS, recipe_for
-from loralab.recipe_file import load_recipe, parse_tree, recipe_from_tree, shipped_recipes, to_yaml
+from loralab.recipe_file import load_recipe, recipe_from_tree, shipped_recipes, stored_tree, to_yaml
 from loralab.spec import LoRASpec
 
 RECIPE, METRICS, PREDICTIONS, RECORD = "recipe.yaml", "metrics.jsonl", "predictions.jsonl", "record.json"
@@ -104,8 +104,8 @@ def _with_own_data(command: str, data: str) -> str:
     """What to type; a plan takes the recipe of which `--data` chooses the columns."""
     if command == "plan":
         columns = "data.source=COLUMN data.target=COLUMN"
-        return f"`loralab plan {DEFAULTS} {shlex.quote(f'data.name={data}')} {columns}`"
-    return f"`loralab {command} --data {shlex.quote(data)}`"
+        return f"`loralab plan {DEFAULTS} {quote(f'data.name={data}')} {columns}`"
+    return f"`loralab {command} --data {quote(data)}`"
 
 
 def check_free(out: Path | None) -> None:
@@ -130,7 +130,11 @@ def open_again(out: Path | None, recipe: Recipe) -> None:
 def changed_settings(folder: Path, recipe: Recipe) -> list[str]:
     """The settings by which a recipe differs from the one stored in a folder; all of them where none is stored."""
     given = recipe_tree(recipe)
-    stored = recipe_tree(recipe_from_tree(_recipe_tree(folder), [], str(folder))) if (folder / RECIPE).exists() else {}
+    stored = (
+        recipe_tree(recipe_from_tree(stored_tree(folder / RECIPE), [], str(folder)))
+        if (folder / RECIPE).exists()
+        else {}
+    )
     return [key for key in stored | given if stored.get(key) != given.get(key) and key not in NAMES]
 
 
@@ -167,8 +171,22 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Reads what `write_lines` wrote."""
-    with path.open(encoding="utf-8") as file:
+    with _damage_told(path), path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def read_json(path: Path) -> Any:
+    """Reads what `write_json` wrote."""
+    with _damage_told(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise RunError(f"{path} is damaged: {error}. Put a whole copy back, or make it anew.") from error
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
@@ -180,7 +198,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record of a finished run."""
     if not (folder / RECORD).exists():
         raise RunError(f"{folder} holds no {RECORD}: the run there has not finished.")
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record = read_json(folder / RECORD)
+    if not isinstance(record, dict) or "metrics" not in record:
+        raise RunError(f"{folder / RECORD} is damaged: it holds no metrics. Put a whole copy back, or make it anew.")
     return record
 
 
@@ -206,10 +226,12 @@ def find_trained(
         overrides = [f"model.name={json.dumps(base)}", *overrides]
     if (path / RECIPE).exists():
         saved = next((path / name for name in SAVED if (path / name).exists()), None)
-        recipe = recipe_from_tree(_recipe_tree(path), overrides, str(path / RECIPE))
+        recipe = recipe_from_tree(stored_tree(path / RECIPE), overrides, str(path / RECIPE))
         if is_comparison(path):
             runs = sorted(str(file.parent) for file in path.glob(f"**/{RECORD}") if REPLACED not in file.parts)
-            raise RunError(f"{path} is a comparison. Name one of its runs: {', '.join(runs) or 'none has finished yet'}.")
+            raise RunError(
+                f"{path} is a comparison. Name one of its runs: {', '.join(runs) or 'none has finished yet'}."
+            )
         if saved is None and recipe.training.method != "none":
             raise RunError(f"{path} holds a recipe, but neither {' nor '.join(SAVED)}: the run there has not finished.")
         return recipe, saved
@@ -227,7 +249,7 @@ def find_trained(
 def _for_labels(path: Path, data: dict[str, Any] | None) -> dict[str, Any] | None:
     """The same for a classifier, ours, PEFT's or Transformers': a label where else a target would stand."""
     file = next(file for file in (path / "adapter_config.json", path / "config.json") if file.exists())
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file)
     classifies = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
     if data is None or not (classifies or config.get("task_type") == "SEQ_CLS"):
         return data
@@ -236,10 +258,6 @@ def _for_labels(path: Path, data: dict[str, Any] | None) -> dict[str, Any] | Non
 
 def _with_data(tree: dict[str, Any], data: dict[str, Any] | None) -> dict[str, Any]:
     return tree if data is None else {"data": data} | tree
-
-
-def _recipe_tree(path: Path) -> dict[str, Any]:
-    return parse_tree((path / RECIPE).read_text(encoding="utf-8"), str(path / RECIPE))
 
 
 def _adapter_tree(path: Path) -> dict[str, Any]:

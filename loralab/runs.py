@@ -19,7 +19,7 @@ from typing import Any
 from loralab.checkpoint import FOLDER, at_work
 from loralab.errors import RunError, nearest_file
 from loralab.metrics import COLUMNS
-from loralab.recipe_file import parse_tree
+from loralab.recipe_file import stored_tree
 from loralab.run import RECIPE, RECORD, RESULTS, go_on, is_comparison
 from loralab.table import Cell, layout, memory
 from loralab.variants import TAKEN
@@ -107,7 +107,7 @@ def _listed(place: Path, folder: Path) -> Listed:
 
 
 def _facts(place: Path) -> dict[str, Any]:
-    tree = parse_tree((place / RECIPE).read_text(encoding="utf-8"), str(place / RECIPE))
+    tree = stored_tree(place / RECIPE)
     comparison = is_comparison(place)
     ending = place / (RESULTS if comparison else RECORD)
     record = json.loads(ending.read_text(encoding="utf-8")) if ending.exists() else None

@@ -70,8 +70,9 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     if resume:
         open_again(out, recipe)
         if out is not None and (out / RECORD).exists():
+            record = read_record(out)
             say(f"{out} has finished already.")
-            return out, read_record(out)
+            return out, record
     else:
         check_free(out)
     check_extras(recipe, trains=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,45 @@ def test_a_run_is_no_comparison_and_a_comparison_no_run(
     for command in (["evaluate", "side-by-side"], ["generate", "side-by-side", "--text", "a"]):
         done = loralab(workshop, *command, code=2)
         assert "Name one of its runs: side-by-side/full, side-by-side/lora-4, side-by-side/zero-shot." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "command"),
+    [
+        ("record.json", b"{cut off", ["train", "RUN", "--resume"]),
+        ("record.json", b"{}", ["train", "RUN", "--resume"]),
+        ("record.json", b"\xff", ["train", "RUN", "--resume"]),
+        ("recipe.yaml", b"name: \xff", ["evaluate", "RUN"]),
+        ("adapter/loralab.json", b"{cut off", ["evaluate", "RUN"]),
+        ("adapter/loralab.json", b'{"base": {"fingerprint": {"shared.weight": 3}}}', ["evaluate", "RUN"]),
+        ("adapter/loralab.json", b'{"recipe": "tiny"}', ["evaluate", "RUN/adapter"]),
+    ],
+)
+def test_a_damaged_file_is_named(
+    file: str, content: bytes, command: list[str], workshop: Path, run: dict[str, Any], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(workshop / run["run"], copy)
+    (copy / file).write_bytes(content)
+    done = loralab(workshop, *(word.replace("RUN", str(copy)) for word in command), code=2)
+    assert str(copy / file) in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "x" * 300], "File name too long"),
+        (["train", "latin.yaml"], "latin.yaml is not text in UTF-8"),
+        (
+            ["train", "tiny.yaml", "training.method=none", "--out", "tiny.yaml/below"],
+            "tiny.yaml/below: Not a directory",
+        ),
+        (["train", "tiny.yaml", "training.method=none", "--out", "/proc/below"], "/proc/below: No such file"),
+    ],
+)
+def test_a_path_that_cannot_be_is_one_message(arguments: list[str], message: str, workshop: Path) -> None:
+    (workshop / "latin.yaml").write_bytes("name: für\n".encode("latin-1"))
+    assert message in loralab(workshop, *arguments, code=2).stderr
 
 
 def test_commands_to_copy_fit_what_is_there(workshop: Path, run: dict[str, Any]) -> None:

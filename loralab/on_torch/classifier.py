@@ -45,10 +45,8 @@ def base_labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 def stored_labels(folder: Path) -> Labels | None:
     """The labels that a saved adapter or a model brings along; None where it brings none."""
-    if (folder / files.CARD).exists():
-        card = json.loads((folder / files.CARD).read_text(encoding="utf-8"))
-        if card.get("labels"):
-            return Labels.from_json(card["labels"])
+    if labels := files.read_card(folder).get("labels"):
+        return Labels.from_json(labels)
     if (folder / files.CONFIG).exists():
         return _labels_by_shape(folder)
     if not (folder / "config.json").exists():
