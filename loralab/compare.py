@@ -57,11 +57,11 @@ from loralab.run import (
     PREDICTIONS,
     RECIPE,
     RECIPES,
-    RECORD,
     RESULTS,
     check_free,
     go_on,
     is_comparison,
+    lost_files,
     new_folder,
     read_lines,
     read_record,
@@ -87,7 +87,7 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
 
     Raises:
         RecipeError: the recipe has no variants, or one of them starts from nothing that is there.
-        RunError: `out` is not a comparison's, or what is to be kept is of other rows than those that are there now.
+        RunError: `out` is not a comparison's, or what is to be kept has lost files, or is of other rows than are there now.
     """
     if not recipe.variants:
         raise RecipeError(f"The recipe {recipe.name!r} has no variants to compare; `loralab train` runs it alone.")
@@ -227,7 +227,7 @@ def gather(
 
 
 def _finished(runs: Sequence[Run], variant: str) -> list[Run]:
-    return [run for run in runs if run.variant == variant and (run.folder / RECORD).exists()]
+    return [run for run in runs if run.variant == variant and not lost_files(run.folder, run.recipe)]
 
 
 def _turns(runs: Sequence[Run]) -> dict[str, str]:
@@ -317,4 +317,4 @@ def _write(results: dict[str, Any], runs: Sequence[Run], recipe: Recipe, folder:
     write_text(folder / "table.tex", latex_table(results["rows"], recipe.published))
     finished = {name: _finished(runs, name) for name in recipe.variants}
     write_text(folder / "samples.md", markdown(read_samples(_first_runs(finished), IN_FILE)))
-    draw_comparison(results, {run.name: run.folder for run in runs if (run.folder / RECORD).exists()}, folder)
+    draw_comparison(results, {run.name: run.folder for some in finished.values() for run in some}, folder)

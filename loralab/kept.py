@@ -1,4 +1,4 @@
-"""What a comparison that goes on finds in its folder: runs of the rows that are there now, or they cannot stand in one table."""
+"""What a comparison that goes on finds in its folder: whole runs of the rows that are there now, as one table needs them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loralab.data.splits import AnySplit
 from loralab.evaluate import read_evaluation_rows
 from loralab.material import hashes_of, read_training_rows
 from loralab.mixing import read_mixture
-from loralab.run import RECORD, read_record
+from loralab.run import RECORD, check_whole, read_record
 from loralab.variants import Run, states_of
 
 
@@ -19,13 +19,15 @@ def check_kept(runs: Sequence[Run], held_out: Mapping[str, AnySplit]) -> None:
     """Holds every run that is kept, or gone on with, against the rows as they are now.
 
     Raises:
-        RunError: one began with other rows.
+        RunError: one began with other rows, or has lost files.
     """
     states, known = states_of(runs), dict[str, dict[str, str]]()
     forgetting = {_held_out(name): rows.content_hash for name, rows in held_out.items()}
     for run in runs:
         if states[run.folder] not in ("finished", "stopped"):
             continue
+        if states[run.folder] == "finished":
+            check_whole(run.folder, run.recipe)
         key = repr((run.recipe.data, run.recipe.mixture, run.recipe.evaluation.split))
         if key not in known:
             known[key] = _hashes(run.recipe) | forgetting

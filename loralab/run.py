@@ -12,7 +12,7 @@
     confusion.png        of a classifier: which label was given to which (confusion.py)
     predictions.jsonl    one line an evaluated row: source, references, prediction, loss, scores
     forgetting.jsonl     one line a row of other data, where the recipe asks for it: the loss before and after
-    record.json          results, proof, counts, versions, hardware; written last: a run with it is finished
+    record.json          results, proof, counts, versions, hardware; written last: a run with it has finished
 
 Files are written beside their place and then moved there, so that a name always stands for a whole file.
 """
@@ -187,6 +187,24 @@ def _damage_told(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:  # no JSON, or no UTF-8
         raise RunError(f"{path} is damaged: {error}. Put a whole copy back, or make it anew.") from error
+
+
+def check_whole(folder: Path, recipe: Recipe) -> None:
+    """Raises RunError where a finished run has lost a file that is needed of it."""
+    if lost := lost_files(folder, recipe):
+        raise RunError(
+            f"The run in {folder} has finished, but these are there no more: {', '.join(lost)}. "
+            "Put them back, or move what is left away and do the run again."
+        )
+
+
+def lost_files(folder: Path, recipe: Recipe) -> list[str]:
+    """What a finished run of this recipe has left and its folder lacks."""
+    wanted = [RECORD, PREDICTIONS, *([FORGETTING] if recipe.forgetting else [])]
+    lost = [name for name in wanted if not (folder / name).exists()]
+    method = recipe.training.method
+    saved = None if method == "none" else "model" if method == "full" else "adapter"
+    return lost if saved is None or size_on_disk(folder / saved) else [*lost, saved]
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

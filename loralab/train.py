@@ -39,6 +39,7 @@ from loralab.progress import Progress, say
 from loralab.run import (
     RECORD,
     check_free,
+    check_whole,
     environment,
     find_trained,
     new_folder,
@@ -70,6 +71,7 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     if resume:
         open_again(out, recipe)
         if out is not None and (out / RECORD).exists():
+            check_whole(out, recipe)
             record = read_record(out)
             say(f"{out} has finished already.")
             return out, record

@@ -412,6 +412,22 @@ def test_a_path_that_cannot_be_is_one_message(arguments: list[str], message: str
     assert message in loralab(workshop, *arguments, code=2).stderr
 
 
+@pytest.mark.parametrize("lost", ["predictions.jsonl", "adapter"])
+def test_a_finished_run_has_all_its_files(lost: str, workshop: Path, run: dict[str, Any]) -> None:
+    copy = workshop / f"without-{lost}"
+    shutil.copytree(workshop / run["run"], copy, ignore=shutil.ignore_patterns(lost))
+    done = loralab(workshop, "train", copy.name, "--resume", code=2)
+    assert f"has finished, but these are there no more: {lost}. Put them back" in done.stderr
+
+
+def test_a_comparison_needs_all_files_of_its_runs(workshop: Path, comparison: tuple[dict[str, Any], Path]) -> None:
+    _, out = comparison
+    (out / "lora-4/predictions.jsonl").rename(out / "aside")
+    done = loralab(workshop, "compare", out.name, "--resume", code=2)
+    (out / "aside").rename(out / "lora-4/predictions.jsonl")
+    assert "side-by-side/lora-4 has finished, but these are there no more: predictions.jsonl" in done.stderr
+
+
 def test_commands_to_copy_fit_what_is_there(workshop: Path, run: dict[str, Any]) -> None:
     done = loralab(workshop, "merge", run["run"], "--out", "data", code=2)
     assert "data is there already and not empty. Give another --out, or remove it." in done.stderr
