@@ -29,7 +29,7 @@ from loralab.curves import first_turn
 from loralab.data.rows import subject
 from loralab.data.splits import Split, StreamedSplit
 from loralab.epochs import by_epoch
-from loralab.errors import RecipeError, RunError, Stopped
+from loralab.errors import RecipeError, Stopped
 from loralab.evaluate import (
     Scores,
     leaked_rows,
@@ -42,7 +42,7 @@ from loralab.evaluate import (
 )
 from loralab.extras import check_extras
 from loralab.forgetting import read_forgotten, read_held_out
-from loralab.kept import check_kept
+from loralab.kept import check_comparison, check_kept
 from loralab.labels import Labels
 from loralab.material import describe_rows, read_training_rows
 from loralab.metrics import BITS, classification
@@ -60,7 +60,6 @@ from loralab.run import (
     RESULTS,
     check_free,
     go_on,
-    is_comparison,
     lost_files,
     new_folder,
     read_lines,
@@ -93,10 +92,8 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
         raise RecipeError(f"The recipe {recipe.name!r} has no variants to compare; `loralab train` runs it alone.")
     if not resume:
         check_free(out)
-    elif out is None or not (out / RECIPE).exists():
-        raise RecipeError("There is nothing to resume: give the folder, as in `loralab compare runs/NAME --resume`.")
-    elif not is_comparison(out):
-        raise RunError(f"{out} is a training run, not a comparison. Go on with it: {go_on(out)}")
+    else:
+        check_comparison(out)
     planned = plan_runs(recipe, out or Path(recipe.name))  # mistakes show here, before anything is written
     unfinished = not resume or any(run.state != "finished" for run in planned)
     for run in planned:

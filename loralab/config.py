@@ -16,7 +16,7 @@ from loralab.data_settings import DataSettings, HeldOutSettings, MixedSettings
 from loralab.decoding import Decoding
 from loralab.errors import RecipeError, nearest
 from loralab.metrics import COLUMNS, LABELS, METRICS
-from loralab.model_settings import Count, ModelSettings, Settings
+from loralab.model_settings import Count, FolderName, ModelSettings, Settings, folder_name
 from loralab.spec import LoRASpec
 from loralab.training_settings import OptimizerSettings, TrainingSettings
 
@@ -36,13 +36,6 @@ def known_metrics(metrics: tuple[str, ...]) -> tuple[str, ...]:
         if name not in METRICS:
             raise ValueError(f"unknown metric {name!r}. {nearest(name, METRICS)}")
     return metrics
-
-
-def folder_name(name: str) -> str:
-    """Raises ValueError where a folder of this name would not lie right in the folder that it is made in."""
-    if name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
-        raise ValueError(f"{name!r} is to be the name of a folder: one without / and \\, and not '.' or '..'")
-    return name
 
 
 class ValidationSettings(Settings):
@@ -122,7 +115,7 @@ class EvaluationSettings(Decoding):
 class Recipe(Settings):
     """One experiment."""
 
-    name: str
+    name: FolderName
     """Taken from the file's name where it is not given."""
     description: str = ""
     """One line for `loralab recipes`."""
@@ -147,8 +140,6 @@ class Recipe(Settings):
     """Where those figures come from, and what they were measured on."""
     next_steps: tuple[str, ...] = ()
     """Lines to print below a comparison: what to try next."""
-
-    _one_folder = field_validator("name")(folder_name)
 
     @field_validator("variants")
     @classmethod

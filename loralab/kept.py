@@ -8,11 +8,20 @@ from pathlib import Path
 from loralab import checkpoint
 from loralab.config import Recipe
 from loralab.data.splits import AnySplit
+from loralab.errors import RecipeError, RunError
 from loralab.evaluate import read_evaluation_rows
 from loralab.material import hashes_of, read_training_rows
 from loralab.mixing import read_mixture
-from loralab.run import RECORD, check_whole, read_record
+from loralab.run import RECIPE, RECORD, check_whole, go_on, is_comparison, read_record
 from loralab.variants import Run, states_of
+
+
+def check_comparison(out: Path | None) -> None:
+    """Raises UserError where a folder holds no comparison to go on with."""
+    if out is None or not (out / RECIPE).exists():
+        raise RecipeError("There is nothing to resume: give the folder, as in `loralab compare runs/NAME --resume`.")
+    if not is_comparison(out):
+        raise RunError(f"{out} is a training run, not a comparison. Go on with it: {go_on(out)}")
 
 
 def check_kept(runs: Sequence[Run], held_out: Mapping[str, AnySplit]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # What a process holds beside tensors: Python, PyTorch and Transformers; on a GPU its context too.
 PROCESS, CONTEXT = 600_000_000, 500_000_000
@@ -79,3 +83,35 @@ def _gpu() -> Machine | None:
         return Machine("cuda", name, int(total) * 2**20, int(free) * 2**20, float(capability) >= 8)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
+
+
+# What a record says of where it was made
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware."""
+    libraries = ("loralab", "torch", "transformers", "tokenizers", "numpy", "rouge_score", "sacrebleu")
+    return {
+        "versions": {"python": platform.python_version(), **dict(_versions(libraries))},
+        "hardware": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "command": " ".join(sys.argv),
+    }
+
+
+def _versions(libraries: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for library in libraries:
+        try:
+            yield library, importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Count = Annotated[int, Field(gt=0, strict=True)]
+
+
+def folder_name(name: str) -> str:
+    """Raises ValueError where a folder of this name would not lie right in the folder that it is made in."""
+    if name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
+        raise ValueError(f"{name!r} is to be the name of a folder: one without / and \\, and not '.' or '..'")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(folder_name)]
 
 
 class Settings(BaseModel):

@@ -19,11 +19,8 @@ Files are written beside their place and then moved there, so that a name always
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -289,38 +286,6 @@ def _adapter_tree(path: Path) -> dict[str, Any]:
         "lora": stored.spec.model_dump(mode="json", include=set(LoRASpec.model_fields)),
     }
     return tree
-
-
-# What a record says of where it was made
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware."""
-    libraries = ("loralab", "torch", "transformers", "tokenizers", "numpy", "rouge_score", "sacrebleu")
-    return {
-        "versions": {"python": platform.python_version(), **dict(_versions(libraries))},
-        "hardware": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
-        "command": " ".join(sys.argv),
-    }
-
-
-def _versions(libraries: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for library in libraries:
-        try:
-            yield library, importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def size_on_disk(path: Path) -> int:

@@ -23,6 +23,7 @@ from loralab.evaluate import evaluate, text_floors
 from loralab.extras import check_extras
 from loralab.forgetting import measure_after, measure_before
 from loralab.loop import Course, plan_steps, run_steps
+from loralab.machine import environment
 from loralab.material import (
     Material,
     Tokens,
@@ -40,7 +41,6 @@ from loralab.run import (
     RECORD,
     check_free,
     check_whole,
-    environment,
     find_trained,
     new_folder,
     open_again,
