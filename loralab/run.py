@@ -92,7 +92,9 @@ def recipe_and_folder(
         raise RecipeError(f"{name} is no recipe but data. Use it so: {_with_own_data(command, name)}.")
     if (Path(name) / RECIPE).exists():
         again = f"`loralab {command} {quote(f'{name}/{RECIPE}')}`"
-        further = f"Plan it: {again}" if command == "plan" else f"Go on with it: `{go_on(Path(name))}`; do it again: {again}"
+        further = (
+            f"Plan it: {again}" if command == "plan" else f"Go on with it: `{go_on(Path(name))}`; do it again: {again}"
+        )
         raise RecipeError(f"{name} is there already. {further}.")
     return load_recipe(name, overrides), out
 

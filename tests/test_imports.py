@@ -75,7 +75,7 @@ LAYERS: tuple[set[str], ...] = (
         "written_on",
     },
     {"train", "use", "answer", "answer_labels", "score"},
-    {"epochs", "compare", "report", "variants", "pictures", "fit", "plan", "plan_report", "predicted", "runs"},
+    {"epochs", "compare", "report", "variants", "kept", "pictures", "fit", "plan", "plan_report", "predicted", "runs"},
     {"cli", "__main__"},
 )
 # Each engine: what it may import of the layers, and the frameworks that are its own.
