@@ -60,7 +60,7 @@ from loralab.run import (
     RESULTS,
     check_free,
     go_on,
-    lost_files,
+    lost_results,
     new_folder,
     read_lines,
     read_record,
@@ -224,7 +224,7 @@ def gather(
 
 
 def _finished(runs: Sequence[Run], variant: str) -> list[Run]:
-    return [run for run in runs if run.variant == variant and not lost_files(run.folder, run.recipe)]
+    return [run for run in runs if run.variant == variant and not lost_results(run.folder, run.recipe)]
 
 
 def _turns(runs: Sequence[Run]) -> dict[str, str]:

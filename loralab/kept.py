@@ -12,7 +12,7 @@ from loralab.errors import RecipeError, RunError
 from loralab.evaluate import read_evaluation_rows
 from loralab.material import hashes_of, read_training_rows
 from loralab.mixing import read_mixture
-from loralab.run import RECIPE, RECORD, check_whole, go_on, is_comparison, read_record
+from loralab.run import RECIPE, RECORD, check_whole, go_on, is_comparison, lost_results, read_record
 from loralab.variants import Run, states_of
 
 
@@ -36,7 +36,7 @@ def check_kept(runs: Sequence[Run], held_out: Mapping[str, AnySplit]) -> None:
         if states[run.folder] not in ("finished", "stopped"):
             continue
         if states[run.folder] == "finished":
-            check_whole(run.folder, run.recipe)
+            check_whole(run.folder, lost_results(run.folder, run.recipe))
         key = repr((run.recipe.data, run.recipe.mixture, run.recipe.evaluation.split))
         if key not in known:
             known[key] = _hashes(run.recipe) | forgetting

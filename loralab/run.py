@@ -188,20 +188,24 @@ def _damage_told(path: Path) -> Iterator[None]:
         raise RunError(f"{path} is damaged: {error}. Put a whole copy back, or make it anew.") from error
 
 
-def check_whole(folder: Path, recipe: Recipe) -> None:
-    """Raises RunError where a finished run has lost a file that is needed of it."""
-    if lost := lost_files(folder, recipe):
+def check_whole(folder: Path, lost: Sequence[str]) -> None:
+    """Raises RunError where a finished run has lost files."""
+    if lost:
         raise RunError(
             f"The run in {folder} has finished, but these are there no more: {', '.join(lost)}. "
             "Put them back, or move what is left away and do the run again."
         )
 
 
+def lost_results(folder: Path, recipe: Recipe) -> list[str]:
+    """What a comparison's table is made of and the run's folder lacks; trained weights may have been removed to save room."""
+    wanted = [RECORD, PREDICTIONS, *([FORGETTING] if recipe.forgetting else [])]
+    return [name for name in wanted if not (folder / name).exists()]
+
+
 def lost_files(folder: Path, recipe: Recipe) -> list[str]:
     """What a finished run of this recipe has left and its folder lacks."""
-    wanted = [RECORD, PREDICTIONS, *([FORGETTING] if recipe.forgetting else [])]
-    lost = [name for name in wanted if not (folder / name).exists()]
-    method = recipe.training.method
+    lost, method = lost_results(folder, recipe), recipe.training.method
     saved = None if method == "none" else "model" if method == "full" else "adapter"
     return lost if saved is None or size_on_disk(folder / saved) else [*lost, saved]
 

@@ -42,6 +42,7 @@ from loralab.run import (
     check_free,
     check_whole,
     find_trained,
+    lost_files,
     new_folder,
     open_again,
     read_record,
@@ -71,7 +72,7 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     if resume:
         open_again(out, recipe)
         if out is not None and (out / RECORD).exists():
-            check_whole(out, recipe)
+            check_whole(out, lost_files(out, recipe))
             record = read_record(out)
             say(f"{out} has finished already.")
             return out, record

@@ -426,6 +426,10 @@ def test_a_comparison_needs_all_files_of_its_runs(workshop: Path, comparison: tu
     done = loralab(workshop, "compare", out.name, "--resume", code=2)
     (out / "aside").rename(out / "lora-4/predictions.jsonl")
     assert "side-by-side/lora-4 has finished, but these are there no more: predictions.jsonl" in done.stderr
+    (out / "full/model").rename(workshop / "aside")  # the table needs no weights, which are large
+    done = loralab(workshop, "compare", out.name, "--resume")
+    (workshop / "aside").rename(out / "full/model")
+    assert done.stderr.count("It has finished already.") == 3
 
 
 def test_commands_to_copy_fit_what_is_there(workshop: Path, run: dict[str, Any]) -> None:
