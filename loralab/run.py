@@ -95,7 +95,7 @@ def recipe_and_folder(
         further = (
             f"Plan it: {again}" if command == "plan" else f"Go on with it: `{go_on(Path(name))}`; do it again: {again}"
         )
-        raise RecipeError(f"{name} is there already. {further}.")
+        raise RecipeError(f"{name} is a {'comparison' if is_comparison(Path(name)) else 'run'}. {further}.")
     return load_recipe(name, overrides), out
 
 

@@ -102,7 +102,7 @@ def test_a_layer_may_be_chosen_in_64_bits() -> None:
         assert_same(*both_ways(*case))
 
 
-@pytest.mark.parametrize("name", ["by the outputs", "convolution", "scan over layers", "one layer"])
+@pytest.mark.parametrize("name", ["by the outputs", "convolution"])
 def test_on_every_device_the_update_stays_apart(name: str) -> None:
     """`shard_map` marks what differs from device to device; dropout is refused where that would need the sum."""
     program = FACTORED[name]

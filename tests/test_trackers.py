@@ -160,7 +160,7 @@ def test_a_finished_comparison_is_written_anew_without_its_trackers(
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda library: None if library == "wandb" else object())
     monkeypatch.setattr(comparison, "read_evaluation_rows", read)
-    (workshop / "done").mkdir()
+    (workshop / "done" / "recipes").mkdir(parents=True)
     (workshop / "done" / "recipe.yaml").touch()
     for state, end in (("stopped", MissingExtra), ("finished", InterruptedError)):
         monkeypatch.setattr(Run, "state", state)
