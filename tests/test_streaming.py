@@ -70,8 +70,8 @@ print(json.dumps({
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell a process's peak")
-def test_a_million_rows_do_not_stay_in_memory(data_folder: Path, tmp_path: Path) -> None:
-    """Each real row stands in the file over and over: twice with each number, so that half of a million are distinct."""
+def test_half_a_million_rows_do_not_stay_in_memory(data_folder: Path, tmp_path: Path) -> None:
+    """Each real row stands in the file over and over: twice with each number, so that half of them are distinct."""
     real = [
         (" ".join(row["dialogue"].split()[:4]), " ".join(row["summary"].split()[:1]))
         for row in real_rows(data_folder / "dialogsum", "validation")
@@ -94,7 +94,7 @@ def test_a_million_rows_do_not_stay_in_memory(data_folder: Path, tmp_path: Path)
         assert (result["rows"], result["repeated"]) == (count, count // 2)
         return result
 
-    few, many = measured(10_000), measured(1_000_000)
-    per_row = (many["growth"] - few["growth"]) / 990_000
+    few, many = measured(10_000), measured(500_000)
+    per_row = (many["growth"] - few["growth"]) / 490_000
     assert per_row < 64, "bytes; a row with its texts takes more than 200"
-    assert many["tokens"] > 5_000_000
+    assert many["tokens"] > 2_500_000
