@@ -161,15 +161,8 @@ def _value(text: str, kinds: set[Any]) -> Any:
 
 def _kinds(path: list[str]) -> set[Any]:
     """What the field of a dotted key may hold, such as {str, None's type}; nothing where there is no such field."""
-    model: Any = Recipe
-    for part in path[2:] if path[0] == "variants" else path:
-        if get_origin(model) is dict:
-            model = get_args(model)[1]
-        elif part in (fields := getattr(model, "model_fields", {})):
-            model = _block(fields[part].annotation)
-        else:
-            return set()
-    return set(get_args(model)) if get_origin(model) in (Union, UnionType) else {model}
+    held = _annotation(path[2:] if path[0] == "variants" else path)
+    return set(get_args(held)) if get_origin(held) in (Union, UnionType) else {held}
 
 
 def _choose_variants(tree: Tree, names: list[Any]) -> str | None:
@@ -272,10 +265,21 @@ def _real(path: list[str]) -> list[str]:
 
 def _keys(path: list[str]) -> list[str]:
     """The keys that a block of the recipe has."""
+    model = _annotation(path)
+    return list((model if hasattr(model, "model_fields") else Recipe).model_fields)
+
+
+def _annotation(path: Iterable[str]) -> Any:
+    """What stands at a dotted place of the recipe: a block of settings, or what a field may hold; None where there is no such place."""
     model: Any = Recipe
     for part in path:
-        model = _entry(model) or _block(model.model_fields[part].annotation)
-    return list((model if hasattr(model, "model_fields") else Recipe).model_fields)
+        if get_origin(model) is dict:
+            model = get_args(model)[1]
+        elif part in (fields := getattr(model, "model_fields", {})):
+            model = _block(fields[part].annotation)
+        else:
+            return None
+    return model
 
 
 def _entry(annotation: Any) -> Any:

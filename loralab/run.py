@@ -129,11 +129,8 @@ def open_again(out: Path | None, recipe: Recipe) -> None:
 def changed_settings(folder: Path, recipe: Recipe) -> list[str]:
     """The settings by which a recipe differs from the one stored in a folder; all of them where none is stored."""
     given = recipe_tree(recipe)
-    stored = (
-        recipe_tree(recipe_from_tree(stored_tree(folder / RECIPE), [], str(folder)))
-        if (folder / RECIPE).exists()
-        else {}
-    )
+    file = folder / RECIPE
+    stored = recipe_tree(recipe_from_tree(stored_tree(file), [], str(folder))) if file.exists() else {}
     return [key for key in stored | given if stored.get(key) != given.get(key) and key not in NAMES]
 
 

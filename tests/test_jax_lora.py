@@ -318,9 +318,10 @@ def test_what_cannot_be_meant_is_refused_by_name(settings: dict[str, Any], messa
         ({"ids": "io"}, "axes 'io' of 'ids': 'ids' is a tensor of int32 [2, 3], and is not trained"),
         ({"conv": "io"}, "axes 'io' of 'conv' has 2 letters; the weights have [3, 4, 5]"),
         ({"convolution": "iio"}, "axes of 'convolution' matches no module"),
+        ("iio", "axes is 'iio'; it must be a dictionary of rules and letters"),
     ],
 )
-def test_axes_that_fit_nothing_are_refused(axes: dict[str, str], message: str) -> None:
+def test_axes_that_fit_nothing_are_refused(axes: Any, message: str) -> None:
     with pytest.raises(TargetError, match=re.escape(message)):
         lora_init(LoRASpec(rules="conv"), product, NAMED, axes=axes)
 

@@ -26,7 +26,7 @@ def syntax_of(source: bytes | str) -> ast.Module | None:
 def definitions(tree: ast.Module) -> Iterator[Definition]:
     """Every function and class, in the order of `ast.walk`: outer ones first.
 
-    Only statements are visited, as no expression holds a definition: a tenth of all nodes.
+    Only statements are visited, as no expression holds a definition: an eighth of all nodes.
     """
     waiting: deque[ast.AST] = deque([tree])
     while waiting:
