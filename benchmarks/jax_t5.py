@@ -85,6 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("--method", choices=["lora", "full"], default="lora")
+    parser.add_argument("--rules", default="q, k, v, o", help="what LoRA is on")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rows", type=int, default=4, help="of a batch")
@@ -108,7 +109,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         "flan-t5-base-dialogsum",
         [
             f"model.name={options.model}", f"data.name={options.data}", "model.dtype=float32", "model.device=cpu",
-            "model.dropout=0", "lora.dropout=0", "lora.rules=[q, k, v, o]", "lora.rank=8", "lora.alpha=16",
+            "model.dropout=0", "lora.dropout=0", f"lora.rules=[{options.rules}]", "lora.rank=8", "lora.alpha=16",
             f"training.method={options.method}", f"optimizer.learning_rate={options.rate}",
         ],
     )  # fmt: skip
@@ -243,7 +244,9 @@ class Peer:
             dropout_rate=0.0,
         )
         if engine.adapter is not None:
-            config = LoraConfig(r=8, lora_alpha=16, target_modules=["q", "k", "v", "o"], task_type="SEQ_2_SEQ_LM")
+            config = LoraConfig(
+                r=8, lora_alpha=16, target_modules=sorted(engine.adapter.updates), task_type="SEQ_2_SEQ_LM"
+            )
             self.model = get_peft_model(self.model, config)
             self.take(engine)
         self.optimizer = torch.optim.AdamW(
