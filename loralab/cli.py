@@ -31,7 +31,9 @@ RecipeName = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="FILE", help="Your own .csv, .jsonl, .parquet or folder; needs no RECIPE."),
+    typer.Option(
+        "--data", metavar="FILE", help="Your own .csv, .tsv, .jsonl, .json, .parquet or folder; needs no RECIPE."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as lora.rank=32.")
@@ -142,7 +144,7 @@ def score(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE", help="A .csv or .jsonl (either .gz) or .parquet with predictions, or a run's folder."
+            metavar="FILE", help="A .csv, .tsv, .jsonl, .json or .parquet with predictions, or a run's folder."
         ),
     ],
     prediction: Annotated[
@@ -190,7 +192,7 @@ def generate(
     input: Annotated[
         str | None,
         typer.Option(
-            "--input", metavar="FILE", help=".jsonl or .csv with the source column, .txt or - with a text a line."
+            "--input", metavar="FILE", help=".jsonl, .csv, … with the source column, .txt or - with a text a line."
         ),
     ] = None,
     out: Annotated[

@@ -37,8 +37,9 @@ class DataSettings(Settings):
     model_config = ConfigDict(json_schema_extra=_source_or_messages)
 
     name: str
-    """A folder with train, validation and test files (.jsonl, .csv, either .gz, .parquet), one such file, a hub id, or
-    embedded:docstrings, embedded:code, embedded:documentation."""
+    """A folder with train, validation and test files (.jsonl, .json, .csv, .tsv, each also .gz, .parquet), one such file, what the
+    library datasets has written (`save_to_disk`, a hub's repository), a hub id, or embedded:docstrings, embedded:code,
+    embedded:documentation."""
     source: str | None
     """The column that the model reads; null teaches a decoder-only model whole texts, those of the target."""
     messages: str | None = None

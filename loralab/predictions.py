@@ -1,7 +1,7 @@
 """Files with the predictions of one or several systems -> one aligned set of rows, to be scored by score.py.
 
-A file is a .csv, .jsonl (either .gz) or .parquet with a column of references (a text, or in JSON a list) and one or several columns of
-predictions; our own predictions.jsonl is one. Several files hold the same rows in the same order, which is checked.
+A file is of one of the formats in readers.py, with a column of references (a text, or in JSON a list) and one or several
+columns of predictions; our own predictions.jsonl is one. Several files hold the same rows in the same order, which is checked.
 
     files ──> columns of each ──> the rows of each, as texts ──> aligned ──> groups of rows that share a source
 """

@@ -88,7 +88,7 @@ def recipe_and_folder(
         )
     if resume and (Path(name) / RECIPE).exists():
         return load_recipe(Path(name) / RECIPE, overrides), out or Path(name)
-    if suffix_of(Path(name)) in READERS:
+    if _is_data(Path(name)):
         raise RecipeError(f"{name} is no recipe but data. Use it so: {_with_own_data(command, name)}.")
     if (Path(name) / RECIPE).exists():
         again = f"`loralab {command} {quote(f'{name}/{RECIPE}')}`"
@@ -97,6 +97,14 @@ def recipe_and_folder(
         )
         raise RecipeError(f"{name} is a {'comparison' if is_comparison(Path(name)) else 'run'}. {further}.")
     return load_recipe(name, overrides), out
+
+
+def _is_data(path: Path) -> bool:
+    """Whether rows stand in the file, by its name; one JSON object may be a recipe."""
+    suffix = suffix_of(path)
+    if suffix == ".json" and path.is_file():
+        return path.read_bytes()[:100].lstrip()[:1] == b"["
+    return suffix in READERS
 
 
 def _with_own_data(command: str, data: str) -> str:

@@ -264,7 +264,7 @@ def test_the_same_text_asked_twice_is_drawn_twice(base: Path, monkeypatch: pytes
         ({"input": "rows.parquet"}, "rows.parquet: there is no such file"),
         (
             {"input": "rows.docx"},
-            "expected a file that ends in .jsonl, .jsonl.gz, .csv, .csv.gz, .parquet, .txt, or - for stdin",
+            "not one that ends in '.docx'. There are: .csv, .csv.gz, .json,",
         ),
         ({"input": "empty.jsonl"}, "empty.jsonl: there is no text to answer in its 0 rows"),
         ({"input": "blank.txt"}, "blank.txt: there is no text to answer in its 2 rows"),

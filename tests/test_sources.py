@@ -5,6 +5,7 @@ The judges are json, csv and pyarrow.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -30,7 +31,10 @@ def test_every_real_row_is_read_as_json_reads_it(data_folder: Path, split: str) 
 
 
 def test_formats_agree_in_rows_and_hash(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("jsonl", "gz", "csv", "bom", "csv-gz", "parquet")]
+    folders = [
+        tmp_path / name
+        for name in ("jsonl", "gz", "csv", "bom", "csv-gz", "parquet", "tsv", "json", "json-lines", "json-gz")
+    ]
     for folder in folders:
         folder.mkdir()
     plain = write_jsonl(folders[0] / "train.jsonl", ROWS).read_bytes()
@@ -40,7 +44,13 @@ def test_formats_agree_in_rows_and_hash(tmp_path: Path) -> None:
     write_csv(folders[3] / "train.csv", reordered, encoding="utf-8-sig")
     (folders[4] / "train.csv.gz").write_bytes(gzip.compress((folders[2] / "train.csv").read_bytes()))
     pq.write_table(pa.Table.from_pylist(ROWS), folders[5] / "train.parquet")
-    got = [read(folder) for folder in folders]
+    with (folders[6] / "train.tsv").open("w", newline="", encoding="utf-8") as file:
+        file.write("id\tsummary\tdialogue, of two\n")  # a comma that parts nothing
+        csv.writer(file, delimiter="\t").writerows([row["id"], row["summary"], row["dialogue"]] for row in ROWS)
+    (folders[7] / "train.json").write_text(json.dumps(ROWS, indent=1), "utf-8")
+    (folders[8] / "train.json").write_bytes(plain)
+    (folders[9] / "train.json.gz").write_bytes(gzip.compress(json.dumps(ROWS).encode()))
+    got = [read(folder, source="dialogue, of two") if folder.name == "tsv" else read(folder) for folder in folders]
     assert got[0].examples[0] == Example(1, 'A: one, "two"\nB: three', ("Numbers.",))
     assert got[0].examples[1].source == ROWS[1]["dialogue"]
     for other in got[1:]:
@@ -98,6 +108,23 @@ BROKEN = {
     "a gz that is none": ("train.jsonl.gz", GOOD, ["after line 0", "Not a gzipped file"]),
     "not JSON": ("train.jsonl", f'{GOOD}\n{GOOD}\n{{"dialogue": "cut o', ["train.jsonl, line 3: not JSON", "cut o"]),
     "JSON too deep": ("train.jsonl", "[" * 200_000, ["line 1: not JSON"]),
+    "a list cut off": ("train.json", f"[{GOOD},\n{GOOD}", ["line 2: not JSON: after row 2 stands the end of the file"]),
+    "a list with an open object": (
+        "train.json",
+        f"[\n{GOOD},\n{GOOD[:30]}",
+        ["train.json, line 3: not JSON", "is a list of"],
+    ),
+    "a list without a comma": ("train.json", f"[{GOOD}\n{GOOD}]", ["line 2: not JSON: after row 1 stands '{"]),
+    "a list of texts": ("train.json", '["a", "b"]', ["train.json, line 1: a JSON str", "is a list of objects"]),
+    "a list that goes on": ("train.json", f"[{GOOD},]", ["train.json, line 1: not JSON"]),
+    "a list and more": ("train.json", f"[{GOOD}]\n{GOOD}", ["line 1: not JSON: after the list stands '{"]),
+    "an empty list": ("train.json", "[ ]", ["train.json: has no rows"]),
+    "one object over several lines": (
+        "train.json",
+        '{\n"rows": []}',
+        ["train.json, line 1: not JSON", "or one object a line"],
+    ),
+    "two objects on a line": ("train.jsonl", f"{GOOD} {GOOD}", ["line 1: not JSON: after the object stands '{"]),
     "not an object": (
         "train.jsonl",
         f"{GOOD}\n[1, 2]",
@@ -173,6 +200,59 @@ def test_a_parquet_file_is_read_whatever_its_row_groups(data_folder: Path, tmp_p
     assert read(tmp_path).examples == jsonl.examples
     assert [example.row for example in read(tmp_path, "test")] == list(range(1, 2501))
     assert [example.source for example in read(tmp_path, "test")] == 5 * [example.source for example in jsonl]
+
+
+def test_the_lines_of_a_json_list_are_told(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text(json.dumps([*ROWS, {"dialogue": 7, "summary": "s"}], indent=2), "utf-8")
+    with pytest.raises(DataError, match=r"train\.json, line 17: column 'dialogue' holds 7"):
+        read(tmp_path)
+
+
+# What the library datasets has written.
+
+
+def library_layouts(folder: Path) -> dict[str, Path]:
+    """The same rows as the library saves them, and as repositories of the hub have them."""
+    import datasets
+
+    parts = {"train": ROWS[:2], "test": ROWS[2:]}
+    splits = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()})
+    places = {name: folder / name for name in ("saved", "data", "root", "folders")}
+    splits.save_to_disk(places["saved"])
+    for name, rows in parts.items():
+        for place, file in (
+            ("data", f"data/{name}-00000-of-00001.parquet"),
+            ("root", f"{name}-00000-of-00001.parquet"),
+            ("folders", f"{name}/rows.parquet"),
+        ):
+            (places[place] / file).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(rows), places[place] / file)
+    return places
+
+
+def test_folders_of_the_library_datasets_are_read_by_it(tmp_path: Path) -> None:
+    expected = [(row["dialogue"].replace("\r\n", "\n"), (row["summary"],)) for row in ROWS]
+    for name, place in library_layouts(tmp_path).items():
+        assert splits_of(str(place)) == ["test", "train"], name
+        assert [(e.source, e.targets) for e in (*read(place), *read(place, "test"))] == expected, name
+        with pytest.raises(DataError, match=r"has no split 'validation'. The splits are: test, train"):
+            read(place, "validation")
+
+
+def test_rows_saved_without_splits_are_parted_as_a_file_is(data_folder: Path, tmp_path: Path) -> None:
+    import datasets
+
+    rows = real_rows(data_folder / "dialogsum", "validation")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    for split in ("train", "validation", "test"):
+        assert read(tmp_path / "saved", split).examples == read(tmp_path / "rows.jsonl", split).examples
+
+
+def test_a_saved_folder_that_is_damaged_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text("{}")
+    with pytest.raises(DataError, match=r"cannot be read as the library datasets writes it \(KeyError"):
+        read(tmp_path)
 
 
 # The hub, without a network.

@@ -1,8 +1,8 @@
-"""A file of rows -> records, one mapping a row: JSON lines (https://jsonlines.org), CSV (RFC 4180, also with
+"""A file of rows -> records, one mapping a row: JSON lines (https://jsonlines.org), a JSON list, CSV (RFC 4180, also with
 semicolons or tabs), Parquet.
 
 Each format is one line in `READERS`. Text is UTF-8. Every reader goes through its file row by row, and every mistake is
-a `DataError` that names the file and the line.
+a `DataError` that names the file and the line. Of a JSON list alone the text is in memory at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
@@ -19,6 +20,9 @@ from typing import NamedTuple
 from loralab.errors import DataError
 
 DELIMITERS = ",;\t"  # of a .csv: that which its header has most of, the comma first
+A_LINE = "Each line must be one JSON object, {column: value, ...}."
+A_LIST = "A .json is a list of objects, [{column: value, ...}, ...], or one object a line."
+BLANK, DECODER = re.compile(r"\s*"), json.JSONDecoder()
 PARQUET_ROWS = 1000  # decoded at once: a row group may be the whole file
 
 
@@ -26,25 +30,64 @@ class Record(NamedTuple):
     """One row as it stands in the file: its 1-based number, its place for an error message, its cells."""
 
     row: int
-    """The line of a .jsonl, the record of a .csv, the row of a .parquet."""
+    """The line of a .jsonl, the record of a .csv, the row of a .json or .parquet."""
     where: str
     cells: Mapping[str, object]
 
 
-def jsonl_records(path: Path) -> Iterator[Record]:
+def jsonl_records(path: Path, expected: str = A_LINE) -> Iterator[Record]:
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            cells = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            got = f"not JSON ({error}): {line.strip()!r:.60}"
-            raise DataError(f"{where}: {got}. Each line must be one JSON object.") from error
-        if not isinstance(cells, dict):
-            got = f"a JSON {type(cells).__name__}, {line.strip()!r:.60}"
-            raise DataError(f"{where}: {got}. Each line must be one JSON object, {{column: value, ...}}.")
+        cells, end = _object(line, _after_blanks(line, 0), where, expected)
+        if rest := line[end:].strip():
+            raise DataError(f"{where}: not JSON: after the object stands {rest!r:.60}. {expected}")
         yield Record(number, where, cells)
+
+
+def json_records(path: Path) -> Iterator[Record]:
+    """The objects of a list; or of the lines, as in many a file of this name."""
+    text = "".join(line for _, line in numbered_lines(path))
+    at = _after_blanks(text, 0)
+    if text[at : at + 1] != "[":
+        yield from jsonl_records(path, A_LIST)
+        return
+    line, number = 1 + text.count("\n", 0, at), 0
+    while text[at : at + 1] != "]":  # at the list's bracket, or at a comma
+        begin = _after_blanks(text, at + 1)
+        line += text.count("\n", at, begin)
+        if not number and text[begin : begin + 1] == "]":
+            at = begin
+            break
+        number, where = number + 1, f"{path}, line {line}"
+        cells, end = _object(text, begin, where, A_LIST)
+        yield Record(number, where, cells)
+        at = _after_blanks(text, end)
+        line += text.count("\n", begin, at)
+        if text[at : at + 1] not in ("]", ","):
+            got = f"{text[at : at + 20]!r}" if text[at:] else "the end of the file"
+            raise DataError(f"{path}, line {line}: not JSON: after row {number} stands {got}, and no comma. {A_LIST}")
+    if rest := text[at + 1 :].strip():
+        raise DataError(f"{path}, line {line}: not JSON: after the list stands {rest!r:.60}. {A_LIST}")
+
+
+def _object(text: str, at: int, where: str, expected: str) -> tuple[dict[str, object], int]:
+    """The JSON object that begins there, and where it ends."""
+    got = text[at : at + 100].strip()
+    try:
+        cells, end = DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error}): {got!r:.60}. {expected}") from error
+    if not isinstance(cells, dict):
+        raise DataError(f"{where}: a JSON {type(cells).__name__}, {got!r:.60}. {expected}")
+    return cells, end
+
+
+def _after_blanks(text: str, at: int) -> int:
+    blank = BLANK.match(text, at)
+    assert blank is not None, "no blank is one too"
+    return blank.end()
 
 
 def csv_records(path: Path) -> Iterator[Record]:
@@ -52,7 +95,8 @@ def csv_records(path: Path) -> Iterator[Record]:
     lines = (line for _, line in numbered_lines(path))
     first = next(lines, "")
     # strict: else a quote left open swallows the rest of the file in silence
-    rows = csv.reader(chain([first], lines), strict=True, delimiter=max(DELIMITERS, key=first.count))
+    delimiter = "\t" if suffix_of(path).startswith(".tsv") else max(DELIMITERS, key=first.count)
+    rows = csv.reader(chain([first], lines), strict=True, delimiter=delimiter)
     try:
         header = next(rows, [])
         if len(set(header)) < len(header):
@@ -107,8 +151,12 @@ def parquet_records(path: Path) -> Iterator[Record]:
 READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": jsonl_records,
     ".jsonl.gz": jsonl_records,
+    ".json": json_records,
+    ".json.gz": json_records,
     ".csv": csv_records,
     ".csv.gz": csv_records,
+    ".tsv": csv_records,
+    ".tsv.gz": csv_records,
     ".parquet": parquet_records,
 }
 

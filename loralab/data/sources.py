@@ -1,13 +1,14 @@
 """Where the rows of a split are: in a file of a folder, in a single file, or on the Hugging Face hub.
 
 A folder holds one file per split, named after it: `train.jsonl`, `validation.csv.gz`, `test.parquet`. A single file
-holds all of them, parted by its rows' sources (parts.py). `embedded:…` is made by loralab/embedded. Any other name is a
-hub id.
+holds all of them, parted by its rows' sources (parts.py). What the library datasets has laid out, by `save_to_disk` or as
+a repository of the hub, is read by it. `embedded:…` is made by loralab/embedded. Any other name is a hub id.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,13 @@ from types import ModuleType
 from typing import Any
 
 from loralab import embedded
-from loralab.data.readers import READERS, Record, jsonl_records, stem_of, suffix_of
+from loralab.data.readers import READERS, Record, json_records, jsonl_records, stem_of, suffix_of
 from loralab.errors import DataError, nearest_file
 
 SPLITS = ("train", "validation", "test")  # of a single file
+SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves, of several splits and of one
+ABOUT = ("dataset_dict", "dataset_info", "dataset_infos", "state")  # files of datasets that hold no rows
+SHARD = re.compile(r".+-\d{5}-of-\d{5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ def open_place(name: str, split: str) -> Place:
         if split not in SPLITS:
             raise DataError(f"{path} is parted into {', '.join(SPLITS)}; there is no {split!r}.")
         return file_place(path, single_file=True)
+    if of_datasets(path):
+        return saved_place(path, split)
     files = split_files(path)
     if split not in files:
         raise DataError(
@@ -63,6 +69,9 @@ def splits_of(name: str) -> list[str]:
     path = local_path(name)
     if path is None:
         return sorted(hub_splits(name))
+    if path.is_dir() and of_datasets(path):
+        saved = read_saved(path)
+        return sorted(saved if isinstance(saved, dict) else SPLITS)
     return sorted(SPLITS if path.is_file() else split_files(path))
 
 
@@ -100,9 +109,9 @@ def split_files(folder: Path) -> dict[str, Path]:
     """{split: its file} for every file of a known format in the folder."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if suffix_of(path) not in READERS:
-            continue
         split = stem_of(path)
+        if suffix_of(path) not in READERS or split in ABOUT:
+            continue
         if split in files:
             raise DataError(f"{folder} holds split {split!r} twice: {files[split].name} and {path.name}. Remove one.")
         files[split] = path
@@ -111,7 +120,7 @@ def split_files(folder: Path) -> dict[str, Path]:
 
 def file_place(path: Path, single_file: bool = False) -> Place:
     suffix = suffix_of(path)
-    uneven = READERS[suffix] is jsonl_records
+    uneven = READERS[suffix] in (jsonl_records, json_records)
     return Place(str(path), lambda: READERS[suffix](path), lambda: f"{suffix} {bytes_hash(path)}", single_file, uneven)
 
 
@@ -131,15 +140,8 @@ def bytes_hash(path: Path) -> str:
 
 
 def hub_place(name: str, split: str) -> Place:
-    title = f"{name}, split {split!r}"
     rows = from_hub(name, f"split {split!r}", lambda datasets: datasets.load_dataset(name, split=split))
-
-    def records() -> Iterator[Record]:
-        for number, cells in enumerate(rows, start=1):
-            yield Record(number, f"{title}, row {number}", cells)
-
-    # the library's own name for these rows, which its cache goes by too
-    return Place(title, records, lambda: f"hub {name} {split} {rows._fingerprint}")
+    return rows_place(f"{name}, split {split!r}", f"hub {name} {split}", rows)
 
 
 def hub_splits(name: str) -> list[str]:
@@ -148,14 +150,59 @@ def hub_splits(name: str) -> list[str]:
 
 
 def from_hub(name: str, what: str, ask: Callable[[ModuleType], Any]) -> Any:
-    """What the library `datasets` answers; each of its dozen kinds of error (offline, unknown id) as a `DataError`."""
+    """What the library `datasets` answers, or a `DataError`: there is no connection, or no such id."""
+    there_is_none = f"{name}: there is no folder or file of this name, and the hub did not give {what}"
+    advice = f"Check the id and the connection, or give a folder of files.{nearest_file(Path(name))}"
+    return from_datasets(ask, there_is_none, advice)
+
+
+def from_datasets(ask: Callable[[ModuleType], Any], got: str, advice: str) -> Any:
+    """What the library `datasets` answers; each of its dozen kinds of error as a `DataError`."""
     import datasets
 
     try:
         return ask(datasets)
     except Exception as error:
         reason = (str(error).strip() or "no reason given").splitlines()[0]
-        raise DataError(
-            f"{name}: there is no folder or file of this name, and the hub did not give {what} "
-            f"({type(error).__name__}: {reason}). Check the id and the connection, or give a folder of files.{nearest_file(Path(name))}"
-        ) from error
+        raise DataError(f"{got} ({type(error).__name__}: {reason}). {advice}") from error
+
+
+def rows_place(title: str, name: str, rows: Any, single_file: bool = False) -> Place:
+    """The rows of one of the library's data sets."""
+
+    def records() -> Iterator[Record]:
+        for number, cells in enumerate(rows, start=1):
+            yield Record(number, f"{title}, row {number}", cells)
+
+    # the library's own name for these rows, which its cache goes by too
+    return Place(title, records, lambda: f"{name} {rows._fingerprint}", single_file)
+
+
+# Folders that the library datasets has laid out.
+
+
+def of_datasets(folder: Path) -> bool:
+    """Whether it is what `save_to_disk` writes, or a copy of a hub's repository: shards, or files below data/ or a split's name."""
+    if any((folder / name).is_file() for name in SAVED) or any(map(SHARD.fullmatch, split_files(folder))):
+        return True
+    below = (path for name in ("data", *SPLITS) for path in (folder / name).glob("*"))
+    return not split_files(folder) and any(suffix_of(path) in READERS for path in below)
+
+
+def read_saved(folder: Path) -> Any:
+    """{split: rows}, or the rows where they have no splits."""
+    saved = any((folder / name).is_file() for name in SAVED)
+    return from_datasets(
+        lambda datasets: datasets.load_from_disk(folder) if saved else datasets.load_dataset(str(folder)),
+        f"{folder} cannot be read as the library datasets writes it",
+        "Write it again, or give a folder of files named after their splits.",
+    )
+
+
+def saved_place(folder: Path, split: str) -> Place:
+    saved = read_saved(folder)
+    if not isinstance(saved, dict):
+        return rows_place(str(folder), f"saved {folder}", saved, single_file=True)
+    if split not in saved:
+        raise DataError(f"{folder} has no split {split!r}. The splits are: {', '.join(sorted(saved))}.")
+    return rows_place(f"{folder}, split {split!r}", f"saved {folder} {split}", saved[split])

@@ -52,7 +52,7 @@ def _cell(value: object) -> object:
 
 
 def read_texts(place: str, column: str, chat: bool = False) -> Texts:
-    """The rows of a file: of a .jsonl, .jsonl.gz or .csv with its `column`; of a .txt, or of stdin for `-`, one a line.
+    """The rows of a file: of a .jsonl, .csv or another of READERS with its `column`; of a .txt, or of stdin for `-`, one a line.
 
     With `chat` the column holds conversations, or a user's message each.
 
@@ -75,7 +75,7 @@ def read_texts(place: str, column: str, chat: bool = False) -> Texts:
     else:
         known = [*READERS, ".txt"]
         raise DataError(
-            f"{place}: expected a file that ends in {', '.join(known)}, or - for stdin. {nearest(suffix, known)}"
+            f"{place}: expected a file of rows or texts, or - for stdin, not one that ends in {suffix!r}. {nearest(suffix, known)}"
         )
     if not any(texts.texts):
         raise DataError(
