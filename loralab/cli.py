@@ -253,11 +253,11 @@ def merge(
     """
     from loralab.use import merge_saved
 
-    merge_saved(trained, out, base)
+    dtype = merge_saved(trained, out, base)
     _finish(
-        {"model": str(out)},
+        {"model": str(out), "dtype": dtype},
         as_json,
-        f"{out} is a plain model: Transformers' from_pretrained({str(out)!r}) loads it.",
+        f"{out} is a plain model in {dtype}, as the base is stored: Transformers' from_pretrained({str(out)!r}) loads it.",
     )
 
 

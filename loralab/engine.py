@@ -168,9 +168,9 @@ def load_engine(recipe: Recipe, saved: Path, labels: Labels | None = None) -> En
     return engine
 
 
-def merge(base: str, adapter: Path, out: Path) -> None:
-    """Writes base and adapter as one plain model, in the base's own dtype."""
-    _module("torch", "merge").merge_folder(base, adapter, out)
+def merge(base: str, adapter: Path, out: Path) -> str:
+    """Writes base and adapter as one plain model, in the base's own dtype, whose name it gives."""
+    return str(_module("torch", "merge").merge_folder(base, adapter, out))
 
 
 def measure(recipe: Recipe, *planned: Any) -> Any:

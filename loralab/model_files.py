@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from loralab import embedded
-from loralab.errors import ModelError
+from loralab.errors import ModelError, nearest_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +38,8 @@ def model_folder(name: str) -> Path:
         return path
     if name.startswith((".", "/", "~")) or (name.count("/") != 1 and "/" in name):
         raise ModelError(
-            f"There is no folder {name}. A base is a folder with config.json and weights, or a hub id such as google/flan-t5-small."
+            f"There is no folder {name} (seen from {Path.cwd()}).{nearest_file(path)} A base is a folder with config.json and "
+            "weights, or a hub id such as google/flan-t5-small; of a run or an adapter whose base has moved, --base says where."
         )
     return _download(name)
 

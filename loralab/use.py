@@ -63,14 +63,14 @@ def _brings_labels(saved: Path | None) -> bool:
     return saved is not None and (saved / CARD).exists()
 
 
-def merge_saved(trained: Path, out: Path, base: str | None) -> None:
-    """Writes a run's base and adapter as one plain model."""
+def merge_saved(trained: Path, out: Path, base: str | None) -> str:
+    """Writes a run's base and adapter as one plain model; gives the dtype that its sums are rounded to, the base's on disk."""
     recipe, saved = find_trained(trained, [], base, NO_DATA)
     if saved is None and recipe.data.name == NO_ROWS:
         raise UserError(f"{trained} is a plain model: there is nothing to merge. Give a run's folder, or an adapter's.")
     if recipe.training.method not in ("lora", "head") or saved is None:
         raise UserError(f"{trained} has no adapter to merge: its method is {recipe.training.method}.")
-    merge(recipe.model.name, saved, new_folder(out, out.name))
+    return merge(recipe.model.name, saved, new_folder(out, out.name))
 
 
 def lengths_of(engine: Engine, recipe: Recipe) -> tuple[int, int]:

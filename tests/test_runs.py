@@ -162,7 +162,8 @@ def test_generate_answers_texts(workshop: Path, run: dict[str, Any]) -> None:
 
 
 def test_merge_gives_a_model_for_transformers(workshop: Path, run: dict[str, Any]) -> None:
-    loralab(workshop, "merge", run["run"], "--out", "merged")
+    told = json.loads(loralab(workshop, "merge", run["run"], "--out", "merged", "--json").stdout)
+    assert told == {"model": "merged", "dtype": "float32"}, "as the base is stored"
     model, tokenizer = load_model(str(workshop / "base"), dtype="float32", device="cpu")
     load_adapter(model, workshop / run["adapter"])
     merged = T5ForConditionalGeneration.from_pretrained(workshop / "merged").eval()

@@ -14,11 +14,13 @@ the weight's dtype if that is wider, and cast to the input's.
 
 from __future__ import annotations
 
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -34,6 +36,7 @@ from loralab.spec import LoRASpec
 from loralab.targets import check_patterns, resolve, select
 
 Trainable = dict[str, Any]
+LIBRARIES = tuple(str(Path(file).parent) for file in (__file__, jax.__file__))
 Unsaid = Literal["unsaid"]
 
 
@@ -201,8 +204,16 @@ class Adapted:
             warnings.warn(
                 f"LoRA on {name!r}: the function uses this weight in {operation!r}, which is no product with it, so W + BA "
                 "is formed there. The result is right; its gradient costs as much as that of the whole weight.",
-                stacklevel=2,
+                stacklevel=_level_of_caller(),
             )
+
+
+def _level_of_caller() -> int:
+    """How far above `warn` the first line is that is neither ours nor JAX's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(LIBRARIES):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _is_key(value: Any) -> bool:

@@ -26,25 +26,27 @@ from loralab.on_torch.stored import load_adapter
 SHARD = 5 * 10**9  # bytes: what Transformers takes
 
 
-def merge_folder(base: str, adapter: Path, out: Path) -> None:
-    """Writes the merged model, with the adapter's tokenizer, or else the base's."""
+def merge_folder(base: str, adapter: Path, out: Path) -> str:
+    """Writes the merged model, with the adapter's tokenizer, or else the base's; gives the dtype that it is written in."""
     folder, labels, cpu = model_folder(base), stored_labels(adapter), torch.device("cpu")
     if labels is None:
         model = load_weights(folder, None, cpu)  # mapped
     else:
         labels, keep = fitted_labels(labels, folder)
         model, _ = load_classifier(folder, labels, keep, None, cpu, seed=0)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     model.name_or_path = base  # type: ignore[assignment]
     loaded = load_adapter(model, adapter)
     tokenizer = load_tokenizer(adapter if (adapter / "tokenizer_config.json").exists() else folder)
     if isinstance(model, T5):
         write_merged(loaded, out)
-        copy_configs(folder, out, dtype=str(model.shared.weight.dtype).removeprefix("torch."))
+        copy_configs(folder, out, dtype)
         tokenizer.save_pretrained(out)
     else:
         save_model(loaded.merge(), out, folder, tokenizer)
     if labels is not None:
         write_labels(out, labels)
+    return dtype
 
 
 def write_merged(adapter: Adapter, folder: Path) -> None:
