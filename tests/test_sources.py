@@ -148,6 +148,11 @@ BROKEN = {
     "a csv row too short": ("train.csv", "dialogue,summary\na\n", ["line 2: 1 cells"]),
     "an open quote": ("train.csv", 'dialogue,summary\n"a,b\nc,d\n', ["train.csv, line 3: not CSV"]),
     "a parquet file that is none": ("train.parquet", GOOD, ["train.parquet, after row 0: not Parquet"]),
+    "no header": (
+        "train.csv",
+        f"{'word ' * 30},a\nb,c\n",
+        ["line 1", "is no column's name but a cell", "line of names"],
+    ),
     "a column twice": ("train.csv", "dialogue,summary,summary\na,b,c\n", ["line 1", "twice"]),
 }
 

@@ -23,6 +23,7 @@ DELIMITERS = ",;\t"  # of a .csv: that which its header has most of, the comma f
 A_LINE = "Each line must be one JSON object, {column: value, ...}."
 A_LIST = "A .json is a list of objects, [{column: value, ...}, ...], or one object a line."
 BLANK, DECODER = re.compile(r"\s*"), json.JSONDecoder()
+LONGEST_NAME = 100  # characters of a column's name: what is longer is a row in a header's place
 PARQUET_ROWS = 1000  # decoded at once: a row group may be the whole file
 
 
@@ -101,6 +102,11 @@ def csv_records(path: Path) -> Iterator[Record]:
         header = next(rows, [])
         if len(set(header)) < len(header):
             raise DataError(f"{path}, line 1: a column's name stands there twice: {', '.join(header)}. Rename one.")
+        if long := [name for name in header if len(name) > LONGEST_NAME]:
+            raise DataError(
+                f"{path}, line 1: {long[0]!r:.60} is no column's name but a cell. "
+                "Begin the file with a line of names, such as source,target."
+            )
         for number, cells in enumerate((row for row in rows if row), start=1):
             where = f"{path}, line {rows.line_num}"
             if len(cells) != len(header):

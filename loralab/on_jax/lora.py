@@ -31,9 +31,9 @@ from loralab.errors import AdapterError, TargetError, nearest
 from loralab.on_jax.any_function import Scope, call
 from loralab.on_jax.dropout import Masks
 from loralab.on_jax.factored import Factored, dense
-from loralab.on_jax.weights import Weight, modules, read, refuse_unsaid
+from loralab.on_jax.selection import selected, trained_whole
+from loralab.on_jax.weights import Weight, read
 from loralab.spec import LoRASpec
-from loralab.targets import check_patterns, resolve, select
 
 Trainable = dict[str, Any]
 LIBRARIES = tuple(str(Path(file).parent) for file in (__file__, jax.__file__))
@@ -76,8 +76,8 @@ def adapt(spec: LoRASpec, f: Callable[..., Any], params: Any, *, axes: Mapping[s
     """f with LoRA, as a function of base and trainable; of params it reads names, shapes and dtypes alone. Raises as `lora_init`."""
     leaves = read(params, axes or {})
     weights = [weight for weight in leaves if weight is not None]
-    targets = [] if spec.disabled else _targets(spec, weights)
-    whole = _whole(spec, weights, targets)
+    targets = [] if spec.disabled else selected(spec, weights)
+    whole = trained_whole(spec, weights, targets)
     return Adapted(
         f,
         spec,
@@ -272,49 +272,3 @@ def factored(spec: LoRASpec, weight: Weight, W: Array, factors: Trainable) -> Fa
 def _plain(spec: LoRASpec, weight: Weight, W: Array, factors: Trainable) -> Factored:
     assert weight.axes is not None, "what LoRA adapts has axes"
     return Factored(W, factors["A"], factors["B"], None, weight.axes, spec.scale_of(weight.module), weight.module)
-
-
-# What the spec selects
-
-
-def _targets(spec: LoRASpec, weights: list[Weight]) -> list[str]:
-    if not spec.rules:
-        raise TargetError("A function has no default rules: say which weights to adapt, such as rules=['all-linear'].")
-    refuse_unsaid(spec.rules, weights)
-    targets = resolve(spec.rules, modules(weights), "matrices")
-    names = [weight.module for weight in weights]
-    if twice := [target for target in targets if names.count(target) > 1]:
-        raise TargetError(f"Two weights are called {twice[0]!r} where kernel, weight and embedding are left out.")
-    check_patterns(spec.rank_pattern, targets, "rank_pattern")
-    check_patterns(spec.alpha_pattern, targets, "alpha_pattern")
-    if spec.use_dora and (tables := [w.module for w in weights if w.module in targets and w.embedding]):
-        raise TargetError(f"use_dora adapts linear maps only; {tables[0]!r} is an embedding.")
-    return targets
-
-
-def _whole(spec: LoRASpec, weights: list[Weight], targets: list[str]) -> set[str]:
-    """Paths of what is trained whole."""
-    trained = [weight for weight in weights if weight.trainable]
-    if spec.disabled:
-        return {weight.path for weight in trained}
-    chosen = {path for rule in spec.modules_to_save for path in _saved_whole(rule, weights)}
-    if spec.tune_vectors:
-        chosen |= {weight.path for weight in trained if weight.vector}
-    if spec.bias != "none":
-        biases = {weight.path for weight in trained if weight.leaf == "bias"}
-        chosen |= {b for b in biases if spec.bias == "all" or b.rpartition(".")[0] in targets}
-        if not chosen & biases:
-            raise TargetError(f"bias: {spec.bias} trains nothing: the weights that it means have no bias.")
-    if clash := [w.module for w in trained if w.path in chosen and w.module in targets]:
-        raise TargetError(f"{clash[0]!r} is selected both for LoRA and to be trained whole.")
-    return chosen
-
-
-def _saved_whole(rule: str, weights: list[Weight]) -> set[str]:
-    """Paths of what a rule of modules_to_save selects."""
-    groups = select([rule], [module.name for module in modules(weights)], "modules_to_save")
-    inside = tuple(f"{group}." for group in groups)
-    found = {w.path for w in weights if w.trainable and (w.module in groups or w.path.startswith(inside))}
-    if not found:
-        raise TargetError(f"modules_to_save {rule!r} selects {groups[0]!r}, in which nothing can be trained.")
-    return found
