@@ -80,6 +80,8 @@ FACTORED = {
     "heads of outputs": Program(lambda w, x: jnp.einsum("nhe,hed->nhd", heads(x), w), (2, 3, OUTPUTS), "oio"),
     "pieces": Program(lambda w, x: [jnp.sin(x @ piece) for piece in jnp.split(w, 4, axis=1)]),
     "pieces of inputs": Program(lambda w, x: x[:, 2:4] @ w[2:4, ::2]),
+    "side by side": Program(lambda w, x: x @ jnp.concatenate([w, x.T, 2 * w[:, 1:], -w], 1)),
+    "under one another": Program(lambda w, x: jnp.hstack([x, x, x[:, :2]]) @ jnp.concatenate([w, x[:1].T * jnp.ones(OUTPUTS), -w[4:]], 0)),
     "times a number": Program(lambda w, x: x @ (2 * w / 3) - x @ -w),
     "an axis more": Program(lambda w, x: x[None] @ w[None]),
     "cast": Program(lambda w, x: (x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).astype(jnp.float32)),
@@ -113,7 +115,8 @@ FACTORED = {
 
 # Those in which DoRA's stretch takes a way of its own.
 STRETCHED = (
-    "a product", "from the left", "by the outputs", "several outputs", "a matrix a head", "heads of outputs", "pieces", "one layer",
+    "a product", "from the left", "by the outputs", "several outputs", "a matrix a head", "heads of outputs", "pieces", "side by side",
+    "one layer",
     "scan over layers", "convolution",
 )  # fmt: skip
 
@@ -124,7 +127,7 @@ FALLBACKS = {
     "return": Program(lambda w, x: w),
     "reshape": Program(lambda w, x: x[:, :4] @ w.reshape(4, 12)),
     "dot_general": Program(lambda w, x: x @ (w @ w.T)),
-    "concatenate": Program(lambda w, x: x @ jnp.concatenate([w, w], 1)),
+    "concatenate": Program(lambda w, x: lax.scan(layer, x, jnp.concatenate([w, w]))[0], STACKED, "lio"),
     "custom_jvp_call": Program(lambda w, x: x @ jax.nn.relu(w)),
     "custom_vjp_call": Program(lambda w, x: own_product(x, w)),
     "conv_general_dilated": Program(lambda w, x: convolved(x, w, feature_group_count=2), (3, INPUTS // 2, OUTPUTS), "iio"),

@@ -1,7 +1,8 @@
 """A weight with its LoRA update, kept apart: W, A and B stand for W + s·BA.
 
 The interpreter in any_function.py hands such a weight through a program. Products with it are in products.py; here stand
-the operations that give a weight with its update again: transposes, reshapes, slices, casts, products with a scalar.
+the operations that give a weight with its update again: transposes, reshapes, slices, weights side by side, casts, products
+with a scalar.
 
 A weight may have any number of axes. A letter for each says what it is: `l` a matrix per layer, `i` input, `o` output.
 
@@ -148,6 +149,37 @@ def _split(params: dict[str, Any], weight: Factored) -> list[Factored]:
     return pieces
 
 
+def _concatenate(params: dict[str, Any], *parts: Any) -> Factored | None:
+    """Weights side by side, plain ones too: the rank is the sum of theirs, and each update reaches its own outputs, or inputs."""
+    weights, at = [part for part in parts if is_factored(part)], params["dimension"]
+    first, kind = weights[0], weights[0].axes[at]
+    stretched = any(weight.stretch is not None for weight in weights)
+    if kind == "l" or (kind == "i" and stretched) or any(weight.axes != first.axes for weight in weights):
+        return None
+    W = lax.concatenate([part.W if is_factored(part) else part for part in parts], at)
+    layers, place = len(first.places("l")), first.places(kind).index(at)
+    factors, stretches, begin = [], [], 0
+    for part in parts:
+        size = np.shape(part.W if is_factored(part) else part)[at]
+        room, begin = (begin, W.shape[at] - begin - size), begin + size
+        if is_factored(part):
+            A, B = part.A, part.B * part.scale
+            factors.append(
+                (_widened(A, layers + 1 + place, room), B) if kind == "i" else (A, _widened(B, layers + place, room))
+            )
+        shape = [size if axis == at else W.shape[axis] for axis in first.places("l") + first.places("o")]
+        own = part.stretch if is_factored(part) else None
+        stretches.append(jnp.ones(shape, first.A.dtype) if own is None else own)
+    A, B = (jnp.concatenate(each, axis) for each, axis in zip(zip(*factors, strict=True), (layers, -1), strict=True))
+    stretch = jnp.concatenate(stretches, layers + place) if stretched else None
+    return Factored(W, A, B, stretch, first.axes, 1.0, ", ".join(dict.fromkeys(weight.name for weight in weights)))
+
+
+def _widened(part: Array, axis: int, room: tuple[int, int]) -> Array:
+    """With so many zeros before and behind, along one axis."""
+    return jnp.pad(part, [room if each == axis else (0, 0) for each in range(part.ndim)])
+
+
 def _squeeze(params: dict[str, Any], weight: Factored) -> Factored | None:
     return _into(weight, tuple(np.delete(weight.W.shape, params["dimensions"]).tolist()))
 
@@ -255,6 +287,7 @@ STRUCTURE: dict[str, Callable[..., Factored | list[Factored] | None]] = {
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,
     "split": _split,
+    "concatenate": _concatenate,
     "squeeze": _squeeze,
     "reshape": _reshape,
     "broadcast_in_dim": _broadcast,
