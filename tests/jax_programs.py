@@ -68,6 +68,8 @@ MESH = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 SQUARE, STACKED = (INPUTS, INPUTS), (LAYERS, INPUTS, INPUTS)
 layer: Callable[[Array, Array], tuple[Array, None]] = lambda x, w: (jnp.tanh(x @ w), None)  # noqa: E731
 
+handing_on: Callable[[Array, Array], tuple[Array, Array]] = lambda x, w: (jnp.tanh(x @ w), w)  # noqa: E731
+
 FACTORED = {
     "a product": Program(lambda w, x: x @ w),
     "from the left": Program(lambda w, x: w.T @ x.T),
@@ -102,6 +104,10 @@ FACTORED = {
     "ten axes of the input": Program(lambda w, x: x.reshape(1, 1, 1, 1, ROWS, 1, 1, 1, 1, INPUTS) @ w),
     "a layer by a small number": Program(lambda w, x: x @ lax.dynamic_index_in_dim(w, jnp.uint8(2), keepdims=False), STACKED, "lio"),
     "nobody looks": Program(lambda w, x: (jnp.sum(w), x @ w)[1]),
+    "nobody looks at what an inner program gives": Program(lambda w, x: jax.jit(lambda w, x: (jnp.tanh(x @ w), jnp.sum(w)))(w, x)[0]),
+    "handed on": Program(lambda w, x: jnp.matmul(*jax.checkpoint(handing_on)(*jax.checkpoint(handing_on)(x, w))), SQUARE),
+    "a sum over layers": Program(lambda w, x: jnp.einsum("nhe,hed->nd", heads(x), w), (2, 3, OUTPUTS), "lio"),
+    "a sum over layers, by the outputs": Program(lambda w, x: jnp.einsum("nhe,hde->nd", heads(x), w), (2, OUTPUTS, 3), "lio"),
     "convolution": Program(lambda w, x: convolved(x, w), (3, INPUTS, OUTPUTS), "iio"),
     "convolution with strides": Program(lambda w, x: convolved(x, w, window_strides=(2,)), (3, INPUTS, OUTPUTS), "iio"),
     "rows": Program(lambda w, x: w[jnp.array([[1, 2], [0, 5]])]),

@@ -56,13 +56,14 @@ def gradient(f: Callable[..., Array]) -> Callable[..., Any]:
         (lambda x, w: jax.jit(lambda x: (x @ w[0], x @ w[1]))(x)[0], 1),
         (lambda x, w: lax.scan(lambda c, _: ((c[0] @ w[0], c[1] @ w[1]), None), (x, x), None, length=3)[0][0], 3),
         (gradient(lambda x, w: jax.jit(lambda x: jnp.tanh(x @ w[0]).sum())(x)), 3),
+        (lambda x, w: jnp.linalg.solve(w[0], (x @ w[1]).T), 1),
         (lambda x, w: lax.ragged_dot(x, w, jnp.full(LAYERS, ROWS // LAYERS)), 1),
         (gradient(lambda x, w: jnp.sin(lax.ragged_dot(x, w, jnp.full(LAYERS, ROWS // LAYERS))).sum()), 3),
     ],
     ids=[
         "product", "jit", "batch", "scan", "scan, gradient", "scan, gradient, remat", "vmap", "fori", "the dearest branch",
         "a loop without products", "no value that only the gradient's function has", "no dead product",
-        "none in a jit", "none in a scan", "gradient of a jit", "ragged", "ragged, gradient",
+        "none in a jit", "none in a scan", "gradient of a jit", "beside a solver", "ragged", "ragged, gradient",
     ],
 )  # fmt: skip
 def test_flops_equal_the_formula(f: Callable[..., Any], expected: int | None) -> None:
@@ -70,6 +71,22 @@ def test_flops_equal_the_formula(f: Callable[..., Any], expected: int | None) ->
         assert flops.count(f, X, jnp.ones((2, LAYERS, WIDTH, WIDTH))) == 2 * LAYERS * ONE
     else:
         assert flops.count(f, X, MATRICES) == expected * ONE
+
+
+@pytest.mark.parametrize(("by_hand", "times"), [({"data"}, 1), ({"data", "model"}, 2)], ids=str)
+def test_of_a_mesh_those_axes_count_that_are_parted_by_hand(by_hand: set[str], times: int) -> None:
+    """Along the other axes it is the compiler that parts the one product."""
+    mesh = jax.sharding.AbstractMesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rows = jax.P("data")
+    f = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(rows, jax.P()), out_specs=rows, axis_names=by_hand)
+    assert flops.count(f, X, MATRICES[0]) == times * ONE
+
+
+def test_a_product_in_eight_bits() -> None:
+    small, scales = jnp.float8_e4m3fn, jnp.float8_e8m0fnu  # a scale for each 32 numbers of what is summed over
+    x, w = jax.ShapeDtypeStruct((1, ROWS, WIDTH), small), jax.ShapeDtypeStruct((1, WIDTH, WIDTH), small)
+    of_x, of_w = (jax.ShapeDtypeStruct((1, rows, WIDTH // 32), scales) for rows in (ROWS, WIDTH))
+    assert flops.count(jax.nn.scaled_matmul, x, w, of_x, of_w) == ONE
 
 
 def test_shapes_are_enough() -> None:

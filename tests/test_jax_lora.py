@@ -6,11 +6,13 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -126,6 +128,7 @@ def test_a_seed_and_a_name_make_the_start() -> None:
     assert (start(1, "q", "v")["v"]["A"] == start(1, "v")["v"]["A"]).all(), "neither order nor neighbours matter"
     assert (start(None, "q")["q"]["A"] == start(0, "q")["q"]["A"]).all()
     assert (start(1, "q")["q"]["A"] != start(2, "q")["q"]["A"]).all()
+    assert (start(1, "q")["q"]["A"] != start(1 + 2**40, "q")["q"]["A"]).all(), "no seed is cut to 32 bits"
     assert (start(1, "q", "v")["q"]["A"] != start(1, "q", "v")["v"]["A"]).all()
 
 
@@ -364,10 +367,10 @@ def test_positions_and_gammas_are_no_matrices_to_a_rule_that_takes_all() -> None
 
 def test_axes_of_a_glob_are_those_of_what_is_trained() -> None:
     params = {
-        "layers": {"w": jnp.ones((3, 6, 6)), "codes": jnp.ones((3, 4, 6), int)},
+        "params": {"w": jnp.ones((3, 6, 6)), "codes": jnp.ones((3, 4, 6), int)},
         "cache": {"w": jnp.ones((3, 6, 6))},
     }
-    assert list(lora_init(LoRASpec(rules="all-linear"), product, params, axes={"*": "lio"})[0]) == ["layers.w"]
+    assert list(lora_init(LoRASpec(rules="all-linear"), product, params, axes={"*": "lio"})[0]) == ["params.w"]
 
 
 def test_an_embedding_takes_no_dora_and_names_must_differ() -> None:
@@ -376,6 +379,65 @@ def test_an_embedding_takes_no_dora_and_names_must_differ() -> None:
     with pytest.raises(TargetError, match=r"Two weights are called 'q'"):
         lora_init(LoRASpec(rules="q"), product, {"q": {"kernel": W, "weight": W}})
     lora_init(LoRASpec(rules="k"), product, {"q": {"kernel": W, "weight": W}, "k": {"kernel": W}})
+
+
+class Heads(NamedTuple):
+    query: Any
+    key: Any
+    value: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Careful:
+    """A node that looks at what it is given."""
+
+    w: Any
+
+    def __post_init__(self) -> None:
+        assert self.w.ndim == 2
+
+
+def test_a_field_may_be_called_value() -> None:
+    trainable, apply_fn, _ = lora_init(
+        LoRASpec(rank=1, rules="value"), lambda p, x: x @ p["attn"].value, {"attn": Heads(W, W, W)}
+    )
+    assert list(trainable) == ["attn.value"]
+    close(apply_fn(trainable, X), X @ W)
+
+
+@pytest.mark.parametrize("settings", [{"rules": "w"}, {"disabled": True}], ids=str)
+def test_a_node_that_looks_at_its_leaves_sees_arrays(settings: dict[str, Any]) -> None:
+    trainable, apply_fn, merge_fn = lora_init(LoRASpec(rank=1, **settings), lambda p, x: x @ p.w, Careful(W))
+    trainable = moved(trainable)
+    close(jax.jit(apply_fn)(trainable, X), X @ merge_fn(trainable).w)
+
+
+def test_two_places_of_one_path_are_refused() -> None:
+    params = {"a.b": W[0], "a": {"b": 2 * W[0]}, "w": W}
+    for settings in ({"disabled": True}, {"rules": "w", "tune_vectors": True}):
+        with pytest.raises(TargetError, match=r"Two places in the tree that are trained have the path 'a\.b'"):
+            lora_init(LoRASpec(rank=1, **settings), product, params)
+
+
+def test_a_module_may_be_called_as_a_collection_is() -> None:
+    params = {"params": {"cache": {"kernel": W}, "batch_stats": {"bias": W[0]}}, "cache": {"index": W}}
+    assert list(lora_init(LoRASpec(disabled=True), product, params)[0]) == [
+        "params.batch_stats.bias",
+        "params.cache.kernel",
+    ]
+    assert list(lora_init(LoRASpec(rank=1, rules="all-linear"), product, params)[0]) == ["params.cache"]
+    assert list(lora_init(LoRASpec(rank=1, rules="cache"), product, {"cache": {"kernel": W}})[0]) == ["cache"]
+
+
+def test_a_weight_without_inputs_and_a_number_of_rows_to_come() -> None:
+    trainable, apply_fn, _ = lora_init(LoRASpec(rank=1, rules="w"), lambda p, x: x @ p["w"], {"w": W[:0]})
+    assert float(abs(apply_fn(trainable, X[:, :0])).max()) == 0
+    scanned = lambda p, x: jax.lax.scan(lambda carry, row: (carry, row @ p["w"]), 0.0, x)[1]  # noqa: E731
+    trainable, apply_fn, merge_fn = lora_init(LoRASpec(rank=1, rules="w"), scanned, {"w": W})
+    (rows,) = jax.export.symbolic_shape("rows")
+    program = jax.export.export(jax.jit(partial(apply_fn, trainable)))(jax.ShapeDtypeStruct((rows, INPUTS), X.dtype))
+    close(program.call(X), X @ merge_fn(trainable)["w"])
 
 
 def test_a_dictionary_may_have_a_key_called_value() -> None:
@@ -542,6 +604,21 @@ def test_running_statistics_are_never_trained(door: str, settings: dict[str, Any
         trained if "rules" in settings else trained - {"up"} | {"up.kernel"}
     )
     close(apply_fn(trainable, X), f(params, X))
+
+
+def test_nnxs_remat_keeps_the_update_apart() -> None:
+    """It gives the module back, from which the same block may be run again."""
+    model = nnx.Linear(INPUTS, INPUTS, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+
+    def f(params: Any, x: Array) -> Array:
+        block, run = nnx.merge(graph, params), nnx.remat(lambda block, x: jnp.tanh(block(x)))
+        return run(block, run(block, x))
+
+    adapted = adapt(LoRASpec(rank=2, rules="kernel", dropout=0.1), f, params)
+    trainable = moved(adapted.start(params))
+    close(adapted(params, trainable, X, lora_rng=None), f(adapted.merge(params, trainable), X))
+    jax.grad(lambda t: adapted(params, t, X, lora_rng=jax.random.key(0)).sum())(trainable)  # is not refused
 
 
 def test_an_nnx_model() -> None:

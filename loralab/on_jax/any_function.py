@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import Sharding
 
 from loralab.on_jax.dropout import Masks
@@ -46,16 +47,15 @@ class Scope:
         return replace(self, masks=None if self.masks is None or key is None else self.masks.inside(key))
 
 
-def call(f: Callable[..., Any], scope: Scope, /, *args: Any, **kwargs: Any) -> Any:
-    """f(*args, **kwargs), where leaves of the arguments may be Factored. Everything else reaches f as it is."""
-    leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_factored)
+def call(f: Callable[..., Any], scope: Scope, tree: Any, leaves: Sequence[Any], /, *args: Any, **kwargs: Any) -> Any:
+    """f(base, *args, **kwargs), where base is a tree of these leaves, of which some may be Factored; f is given arrays."""
     weights = {at: leaf for at, leaf in enumerate(leaves) if isinstance(leaf, Factored)}
     returned: list[Any] = []  # the results' tree, and what of them is no array
 
     def program(*plain: Array) -> list[Array]:
         places = dict(zip(weights, plain, strict=True))
-        inner_args, inner_kwargs = jax.tree.unflatten(tree, [places.get(at, leaf) for at, leaf in enumerate(leaves)])
-        results, tree_of_results = jax.tree.flatten(f(*inner_args, **inner_kwargs))
+        base = jax.tree.unflatten(tree, [places.get(at, leaf) for at, leaf in enumerate(leaves)])
+        results, tree_of_results = jax.tree.flatten(f(base, *args, **kwargs))
         returned[:] = tree_of_results, [ARRAY if isinstance(result, jax.Array) else result for result in results]
         return [result for result in results if isinstance(result, jax.Array)]
 
@@ -68,20 +68,16 @@ def call(f: Callable[..., Any], scope: Scope, /, *args: Any, **kwargs: Any) -> A
 def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], scope: Scope) -> list[Any]:
     """The program's results, which may be factored, as its arguments may."""
     values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    for equation in _used(jaxpr):
+    for equation in _needed(jaxpr):
         operands = [variable.val if isinstance(variable, Literal) else values[variable] for variable in equation.invars]
         values.update(zip(equation.outvars, _evaluate(jaxpr, equation, operands, scope), strict=True))
     return [variable.val if isinstance(variable, Literal) else values[variable] for variable in jaxpr.outvars]
 
 
-def _used(jaxpr: Jaxpr) -> list[JaxprEqn]:
-    """The operations whose results count, or that do something: tracing also writes down what nobody looks at."""
-    wanted, used = {variable for variable in jaxpr.outvars if not isinstance(variable, Literal)}, []
-    for equation in reversed(jaxpr.eqns):
-        if equation.effects or not wanted.isdisjoint(equation.outvars):
-            used.append(equation)
-            wanted |= {variable for variable in equation.invars if not isinstance(variable, Literal)}
-    return used[::-1]
+def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """The operations whose results count, or that do something: tracing also writes down what nobody looks at, at any depth."""
+    needed: list[JaxprEqn] = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0].eqns
+    return needed
 
 
 def _evaluate(jaxpr: Jaxpr, equation: JaxprEqn, operands: list[Any], scope: Scope) -> Sequence[Any]:
@@ -142,12 +138,18 @@ def _closed_call(params: dict[str, Any], operands: list[Any], scope: Scope) -> l
     return _run(*_opened(params["call_jaxpr"]), operands, scope)
 
 
-def _remat(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Array]:
+def _remat(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Any]:
+    """What the program hands on as it came, as NNX's does with a module, stays as it is: a weight in factors too."""
+    jaxpr: Jaxpr = params["jaxpr"]
+    came = dict(zip(jaxpr.invars, operands, strict=True))
+    made = jaxpr.replace(outvars=[out for out in jaxpr.outvars if isinstance(out, Literal) or out not in came])
+
     def body(key: Array | None, *args: Any) -> list[Array]:
-        return _body(params["jaxpr"], scope.inside(key), *args)
+        return _body(made, scope.inside(key), *args)
 
     again = jax.checkpoint(body, policy=params["policy"], prevent_cse=params["prevent_cse"])
-    return list(again(scope.key(), *operands))
+    results = iter(again(scope.key(), *operands))
+    return [next(results) if isinstance(out, Literal) or out not in came else came[out] for out in jaxpr.outvars]
 
 
 def _scan(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Array]:
@@ -163,7 +165,9 @@ def _scan(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Arr
         outs = _body(params["jaxpr"], scope.inside(turn[1]), *consts, *carry, *layer)
         return outs[: len(start)], outs[len(start) :]
 
-    how = {name: params[name] for name in ("length", "reverse", "unroll", "_split_transpose") if name in params}
+    how: dict[str, Any] = {name: params[name] for name in ("reverse", "unroll", "_split_transpose") if name in params}
+    if not stacked and keys is None:  # elsewhere they say it, also where it is no number yet (jax.export)
+        how["length"] = params["length"]
     carry, outs = lax.scan(body, start, (stacked, keys), **how)
     return [*carry, *outs]
 

@@ -77,8 +77,20 @@ def _kernel(equation: JaxprEqn) -> int:
 
 
 def _shard_map(equation: JaxprEqn) -> int:
-    """The program of one device, on all of them."""
-    return int(equation.params["mesh"].size) * _of_what_it_holds(equation)
+    """The program of one device, on all of them: along the mesh's axes that it parts by hand."""
+    mesh, names = equation.params["mesh"], ("newly_manual_axes", "manual_axes")  # of newer JAX, of older
+    by_hand = next((equation.params[name] for name in names if name in equation.params), mesh.axis_names)
+    return prod(mesh.shape[axis] for axis in by_hand) * _of_what_it_holds(equation)
+
+
+def _solve(equation: JaxprEqn) -> int:
+    """The solver alone: the products beside it are for its derivatives."""
+    return _flops(equation.params["jaxprs"].solve.jaxpr)
+
+
+def _scaled_dot(equation: JaxprEqn) -> int:
+    """Of [B, M, K] and [B, N, K] in few bits, with a scale for each block of K."""
+    return 2 * prod(_shape(equation.outvars[0])) * _shape(equation.invars[0])[-1]
 
 
 def _dot(equation: JaxprEqn) -> int:
@@ -129,6 +141,8 @@ COSTS: dict[str, Callable[[JaxprEqn], int]] = {
     "ragged_dot": _ragged_dot,
     "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _convolution,
+    "scaled_matmul_wrapper": _scaled_dot,
+    "custom_linear_solve": _solve,
     "pallas_call": _kernel,
     "scan": _scan,
     "while": _while,

@@ -64,10 +64,10 @@ def lora_init(
     base = adapted.frozen(params)
 
     def apply_fn(params: Trainable, *args: Any, lora_rng: Array | Unsaid | None = "unsaid", **kwargs: Any) -> Any:
-        return adapted(base, params, *args, lora_rng=lora_rng, **kwargs)
+        return adapted.apply(base, params, lora_rng, args, kwargs)
 
     def merge_fn(trainable: Trainable) -> Any:
-        return adapted.merge(base, trainable)
+        return adapted.merged(base, trainable)
 
     return adapted.start(params), apply_fn, merge_fn
 
@@ -110,11 +110,22 @@ class Adapted:
             lora_rng: a key: this is training, with the spec's dropout. None: there is no dropout. It must be said where
                 the spec has dropout.
         """
-        masks = self._masks(lora_rng)
-        filled = jax.tree.unflatten(self.tree, self._filled(base, trainable))
+        return self.apply(self._leaves(base), trainable, lora_rng, args, kwargs)
+
+    def apply(
+        self,
+        leaves: list[Any],
+        trainable: Trainable,
+        lora_rng: Array | Unsaid | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """The same, from the base's leaves."""
+        masks, filled = self._masks(lora_rng), self._filled(leaves, trainable)
         if not self.updated:
-            return self.f(filled, *args, **kwargs)
-        return call(self.f, Scope(self._report if masks is None else _refuse, masks), filled, *args, **kwargs)
+            return self.f(jax.tree.unflatten(self.tree, filled), *args, **kwargs)
+        scope = Scope(self._report if masks is None else _refuse, masks)
+        return call(self.f, scope, self.tree, filled, *args, **kwargs)
 
     def start(self, base: Any) -> Trainable:
         """What is trained, as it is before the first step: no update yet. Two calls give the same.
@@ -122,7 +133,7 @@ class Adapted:
         What is trained whole is copied, so that a step to which trainable is donated leaves the base alone; with `disabled`
         it is the base's own arrays.
         """
-        leaves, key = self._leaves(base), jax.random.key(self.spec.seed or 0)
+        leaves, key = self._leaves(base), _key(self.spec.seed or 0)
         trainable: Trainable = {}
         for at, weight in self.updated.items():
             own_key = jax.random.fold_in(key, zlib.crc32(weight.module.encode()))
@@ -138,19 +149,20 @@ class Adapted:
 
     def merge(self, base: Any, trainable: Trainable) -> Any:
         """Plain weights that do the same, in the base's tree and dtypes; what has no update is the base's own."""
-        return jax.tree.unflatten(self.tree, [dense(leaf) for leaf in self._filled(base, trainable)])
+        return self.merged(self._leaves(base), trainable)
 
-    def frozen(self, base: Any) -> Any:
-        """The base without what is trained whole: shapes stand in its place, so that its arrays can be freed."""
-        leaves = self._leaves(base)
-        for at, weight in self.whole.items():
-            leaves[at] = jax.ShapeDtypeStruct(weight.shape, weight.dtype)
-        return jax.tree.unflatten(self.tree, leaves)
+    def merged(self, leaves: list[Any], trainable: Trainable) -> Any:
+        """The same, from the base's leaves."""
+        return jax.tree.unflatten(self.tree, [dense(leaf) for leaf in self._filled(leaves, trainable)])
 
-    def _filled(self, base: Any, trainable: Trainable) -> list[Any]:
+    def frozen(self, base: Any) -> list[Any]:
+        """The base's leaves without those that are trained whole, so that their arrays can be freed."""
+        return [None if at in self.whole else leaf for at, leaf in enumerate(self._leaves(base))]
+
+    def _filled(self, leaves: list[Any], trainable: Trainable) -> list[Any]:
         """The base's leaves with the updates on them, and with what is trained whole in its place."""
         self.check(trainable)
-        leaves = self._leaves(base)
+        leaves = list(leaves)
         for at, weight in self.updated.items():
             leaves[at] = factored(self.spec, weight, leaves[at], trainable[weight.module])
         for at, weight in self.whole.items():
@@ -216,6 +228,12 @@ def _level_of_caller() -> int:
     return level
 
 
+def _key(seed: int) -> Array:
+    """Of any seed: without 64-bit numbers JAX takes 32 bits of it."""
+    key = jax.random.key(seed % 2**32)
+    return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
+
+
 def _is_key(value: Any) -> bool:
     """Whether this is one key, of `jax.random.key` or of the older `jax.random.PRNGKey`."""
     if not hasattr(value, "dtype"):
@@ -242,7 +260,7 @@ def first_factors(spec: LoRASpec, weight: Weight, W: Array, key: Array) -> dict[
     """An update that changes nothing yet: B is zero, or, as in PEFT, A is for an embedding."""
     shapes, dtype = factor_shapes(spec, weight), max(weight.dtype, jnp.dtype("float32"), key=lambda each: each.itemsize)
     factors = {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
-    fan_in = prod(weight.sizes()[1])
+    fan_in = max(prod(weight.sizes()[1]), 1)  # nothing may come in
     if weight.embedding:
         factors["B"] = jax.random.normal(key, shapes["B"], dtype)
     elif spec.init == "kaiming":

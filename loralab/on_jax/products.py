@@ -3,9 +3,10 @@
     x · W      x · W + s · (drop(x) · Aᵀ) · Bᵀ       dot_general, either way round, batched or not; convolutions
     W[ids]     W[ids] + s · Aᵀ[ids] · Bᵀ             rows of an embedding; no dropout, as in PyTorch
 
-A product that contracts the outputs (x · Wᵀ) goes through B first. The scale and dropout's 1/(1−p) act on the rank-sized
-factor. With DoRA, outputs are stretched after the product, or inputs before one that contracts the outputs. The update is computed in
-the dtype of x; in the factors' own where x has whole numbers, truth values or floats of eight bits.
+A product that contracts the outputs (x · Wᵀ) goes through B first; one that sums over layers too does so in the end. The scale
+and dropout's 1/(1−p) act on the rank-sized factor. With DoRA, outputs are stretched after the product, or inputs before one that
+contracts the outputs. The update is computed in the dtype of x; in the factors' own where x has whole numbers, truth values or
+floats of eight bits.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ def _dot(params: dict[str, Any], masks: Masks | None, lhs: Any, rhs: Any) -> Arr
         return None
     weight, x = (lhs, rhs) if isinstance(lhs, Factored) else (rhs, lhs)
     contracted, of_x, of_y = _einsum_letters(params["dimension_numbers"], weight, x.ndim, weight is lhs)
-    if contracted and contracted <= {*weight.letters("i")}:
+    layers, sides = contracted & {*weight.letters("l")}, {weight.axes[LETTERS.index(letter)] for letter in contracted}
+    if sides - {"l"} == {"i"}:
         into, out_of = (weight.A, weight.letters("lzi")), (weight.B, weight.letters("loz"))
-    elif contracted and contracted <= {*weight.letters("o")}:
+        if layers and weight.stretch is not None:
+            return None
+    elif sides - {"l"} == {"o"}:
         into, out_of = (weight.B, weight.letters("loz")), (weight.A, weight.letters("lzi"))
         if weight.stretch is not None:
             if not {*weight.letters("lo")} <= {*of_x}:
@@ -43,7 +47,7 @@ def _dot(params: dict[str, Any], masks: Masks | None, lhs: Any, rhs: Any) -> Arr
     y = lax.dot_general(weight.W, x, **params) if weight is lhs else lax.dot_general(x, weight.W, **params)
 
     dropped, scale = _dropped(x, weight, masks)
-    between = "".join(dict.fromkeys(letter for letter in of_x + into[1] if letter not in contracted))
+    between = "".join(dict.fromkeys(letter for letter in of_x + into[1] if letter not in contracted - layers))
     how = {"precision": params["precision"], "preferred_element_type": params["preferred_element_type"]}
     small = jnp.einsum(f"{of_x},{into[1]}->{between}", dropped, (into[0] * scale).astype(dropped.dtype), **how)
     update = jnp.einsum(

@@ -30,6 +30,14 @@ def selected(spec: LoRASpec, weights: list[Weight]) -> list[str]:
 
 def trained_whole(spec: LoRASpec, weights: list[Weight], targets: list[str]) -> set[str]:
     """Paths of what is trained whole."""
+    chosen = _chosen_whole(spec, weights, targets)
+    paths = [*targets, *(weight.path for weight in weights if weight.path in chosen)]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise TargetError(f"Two places in the tree that are trained have the path {twice[0]!r}. Rename one.")
+    return chosen
+
+
+def _chosen_whole(spec: LoRASpec, weights: list[Weight], targets: list[str]) -> set[str]:
     trained = [weight for weight in weights if weight.trainable]
     if spec.disabled:
         return {weight.path for weight in trained}

@@ -1,6 +1,6 @@
 """The weights in any tree of arrays, as LoRA's rules see them.
 
-A weight's path is the components of its place joined by dots; `value`, with which NNX ends each, is left out. The rules see
+A weight's path is the components of its place joined by dots; `value`, with which Flax's boxes end each, is left out. The rules see
 that path without a last `kernel`, `weight` or `embedding`: `encoder.block.0.layer.0.SelfAttention.q`. What a weight's axes
 are is said by its name, unless the caller says it:
 
@@ -11,7 +11,7 @@ are is said by its name, unless the caller says it:
     three and more                    must be said: layers "lio", several inputs or outputs "iio", a convolution "iiio"
 
 What a Flax model keeps beside its parameters (running statistics, caches, counters) is not trained: Linen's collections of
-STATE, NNX's variables other than `Param`.
+STATE beside `params`, NNX's variables other than `Param`.
 """
 
 from __future__ import annotations
@@ -100,38 +100,52 @@ def read(params: Any, said: Mapping[str, str]) -> list[Weight | None]:
         raise TargetError(
             f"axes is {said!r}; it must be a dictionary of rules and letters, such as {{'layers.*': 'lio'}}."
         )
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    beside = _beside_parameters(params)
-    found = [_weight(dotted(path), leaf, beside) if hasattr(leaf, "dtype") else None for path, leaf in leaves]
+    places = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: bool(_boxes(node)))[0]
+    leaves = [(_inside(path, node, inner), leaf) for path, node in places for inner, leaf in _flat(node)]
+    beside = _beside_parameters(places, [path for path, _ in leaves])
+    found = [_weight(path, leaf, beside) if hasattr(leaf, "dtype") else None for path, leaf in leaves]
     weights = [weight for weight in found if weight is not None]
     axes = dict(_said_axes(said, weights))
     return [w and replace(w, axes=axes.get(w.path, w.axes)) for w in found]
 
 
-def _beside_parameters(params: Any) -> tuple[str, ...]:
-    """Where among NNX's variables there are no parameters: beginnings of paths."""
-    places = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: bool(_kinds(node)))[0]
-    return tuple(f"{dotted(path)}." for path, node in places if (kinds := _kinds(node)) and "Param" not in kinds)
+def _flat(node: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    leaves: list[tuple[tuple[Any, ...], Any]] = jax.tree_util.tree_flatten_with_path(node)[0]
+    return leaves
 
 
-def _kinds(node: Any) -> list[str]:
-    """The classes of one of NNX's variables; none of any other node."""
-    kinds = [kind.__name__ for kind in type(node).__mro__ if kind.__module__.startswith("flax.nnx")]
-    return kinds if "Variable" in kinds else []
+def _inside(path: tuple[Any, ...], node: Any, inner: tuple[Any, ...]) -> str:
+    """The path of a leaf of a box: without the attribute that holds the array."""
+    held = _boxes(node) and path and inner and isinstance(inner[-1], GetAttrKey) and dotted(inner[-1:]) == "value"
+    return dotted((*path, *inner[:-1]) if held else (*path, *inner))
+
+
+def _beside_parameters(places: list[tuple[tuple[Any, ...], Any]], paths: list[str]) -> tuple[str, ...]:
+    """Where there are no parameters, as beginnings of paths: NNX's other variables, Linen's other collections."""
+    others = [
+        f"{dotted(path)}." for path, node in places if "Variable" in (kinds := _boxes(node)) and "Param" not in kinds
+    ]
+    holders = {f".{path}".partition(".params.")[0] for path in paths if ".params." in f".{path}"}
+    return *others, *(f"{holder}.{name}.".removeprefix(".") for holder in holders for name in STATE)
+
+
+def _boxes(node: Any) -> list[str]:
+    """The classes of one of Flax's boxes of an array, NNX's variables and Linen's metadata; none of any other node."""
+    kinds = [kind.__name__ for kind in type(node).__mro__ if kind.__module__.startswith("flax.")]
+    return kinds if {"Variable", "AxisMetadata"} & {*kinds} else []
 
 
 def dotted(path: tuple[Any, ...]) -> str:
-    """A place in a tree of JAX's in words. NNX's `value` is an attribute; a dictionary may well have a key of that name."""
-    parts = [str(next(getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name))) for key in path]
-    of_nnx = len(parts) > 1 and isinstance(path[-1], GetAttrKey) and parts[-1] == "value"
-    return ".".join(parts[:-1] if of_nnx else parts)
+    """A place in a tree of JAX's in words."""
+    return ".".join(
+        str(next(getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name))) for key in path
+    )
 
 
 def _weight(path: str, leaf: Any, beside: tuple[str, ...]) -> Weight:
     module, _, last = path.rpartition(".")
     name = module if module and last in UNSEEN else path
-    state = f"{path}.".startswith(beside) or any(part in STATE for part in path.split("."))
-    weight = Weight(path, name, tuple(leaf.shape), leaf.dtype, None, state)
+    weight = Weight(path, name, tuple(leaf.shape), leaf.dtype, None, state=f"{path}.".startswith(beside))
     if len(weight.shape) != 2 or (weight.vector and not weight.embedding) or not weight.trainable:
         return weight
     return replace(weight, axes="oi" if last == "weight" and not weight.embedding else "io")
