@@ -124,7 +124,7 @@ BROKEN = {
         '{\n"rows": []}',
         ["train.json, line 1: not JSON", "or one object a line"],
     ),
-    "two objects on a line": ("train.jsonl", f"{GOOD} {GOOD}", ["line 1: not JSON: after the object stands '{"]),
+    "two objects on a line": ("train.jsonl", f"{GOOD} {GOOD}", ["line 1: not JSON: after what is whole stands '{"]),
     "not an object": (
         "train.jsonl",
         f"{GOOD}\n[1, 2]",

@@ -41,9 +41,7 @@ def jsonl_records(path: Path, expected: str = A_LINE) -> Iterator[Record]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        cells, end = _object(line, _after_blanks(line, 0), where, expected)
-        if rest := line[end:].strip():
-            raise DataError(f"{where}: not JSON: after the object stands {rest!r:.60}. {expected}")
+        cells, _ = _object(line, _after_blanks(line, 0), where, expected, alone=True)
         yield Record(number, where, cells)
 
 
@@ -62,7 +60,7 @@ def json_records(path: Path) -> Iterator[Record]:
             at = begin
             break
         number, where = number + 1, f"{path}, line {line}"
-        cells, end = _object(text, begin, where, A_LIST)
+        cells, end = _object(text, begin, where, A_LIST, alone=False)
         yield Record(number, where, cells)
         at = _after_blanks(text, end)
         line += text.count("\n", begin, at)
@@ -73,13 +71,15 @@ def json_records(path: Path) -> Iterator[Record]:
         raise DataError(f"{path}, line {line}: not JSON: after the list stands {rest!r:.60}. {A_LIST}")
 
 
-def _object(text: str, at: int, where: str, expected: str) -> tuple[dict[str, object], int]:
-    """The JSON object that begins there, and where it ends."""
+def _object(text: str, at: int, where: str, expected: str, alone: bool) -> tuple[dict[str, object], int]:
+    """The JSON object that begins there, and where it ends; alone: with which the text ends."""
     got = text[at : at + 100].strip()
     try:
         cells, end = DECODER.raw_decode(text, at)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}): {got!r:.60}. {expected}") from error
+    if alone and (rest := text[end:].strip()):
+        raise DataError(f"{where}: not JSON: after what is whole stands {rest!r:.60}. {expected}")
     if not isinstance(cells, dict):
         raise DataError(f"{where}: a JSON {type(cells).__name__}, {got!r:.60}. {expected}")
     return cells, end
