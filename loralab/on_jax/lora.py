@@ -36,7 +36,9 @@ from loralab.on_jax.weights import Weight, read
 from loralab.spec import LoRASpec
 
 Trainable = dict[str, Any]
-LIBRARIES = tuple(str(Path(file).parent / "_")[:-1] for file in (__file__, jax.__file__))  # folders, with their separator
+LIBRARIES = tuple(
+    str(Path(file).parent / "_")[:-1] for file in (__file__, jax.__file__)
+)  # folders, with their separator
 Unsaid = Literal["unsaid"]
 
 
