@@ -45,12 +45,12 @@ def trained_by_both(
 
 
 @pytest.mark.slow
-def test_both_engines_keep_together_for_fifty_steps(trained_by_both: Callable[..., Any]) -> None:
-    """The trained T5 that comes with loralab, in fp32; tests/test_documents.py has two hundred steps of a larger one."""
-    words = ("--steps", "50", "--source", "64", "--target", "24")
+def test_both_engines_keep_together_for_two_hundred_steps(trained_by_both: Callable[..., Any]) -> None:
+    """The trained T5 that comes with loralab, in fp32, at one rate for all weights."""
+    words = ("--steps", "200", "--source", "64", "--target", "24")
     found = trained_by_both(model_folder("embedded:tiny-t5"), *words)
     assert found["jax to torch"]["most"] < 1e-4
-    assert found["jax"]["last 20"] < found["jax"]["first"] - 0.3, "and something was learnt"
+    assert found["jax"]["last 20"] < found["jax"]["first"] - 0.5, "and something was learnt"
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_without_rounding_both_engines_do_the_same(trained_by_both: Callable[...
 @pytest.mark.slow
 def test_each_step_from_the_same_weights_is_the_same(trained_by_both: Callable[..., Any], data_folder: Path) -> None:
     """On that base in fp32."""
-    words = ("--together", "--steps", "4", "--source", "96", "--target", "32")
+    words = ("--together", "--steps", "8", "--source", "96", "--target", "32")
     found = trained_by_both(data_folder / "models" / "chat-t5-mini", *words)
     assert found["jax to torch"]["most"] < 1e-4
     assert found["jax's steps off torch's"]["median"] < 0.1, "of a step's length: gradients cancel in this model"

@@ -183,17 +183,21 @@ def rows_place(title: str, name: str, rows: Any, single_file: bool = False) -> P
 
 def of_datasets(folder: Path) -> bool:
     """Whether it is what `save_to_disk` writes, or a copy of a hub's repository: shards, or files below data/ or a split's name."""
-    if any((folder / name).is_file() for name in SAVED) or any(map(SHARD.fullmatch, split_files(folder))):
+    if is_saved(folder) or any(map(SHARD.fullmatch, split_files(folder))):
         return True
     below = (path for name in ("data", *SPLITS) for path in (folder / name).glob("*"))
     return not split_files(folder) and any(suffix_of(path) in READERS for path in below)
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return any((folder / name).is_file() for name in SAVED)
+
+
 def read_saved(folder: Path) -> Any:
     """{split: rows}, or the rows where they have no splits."""
-    saved = any((folder / name).is_file() for name in SAVED)
     return from_datasets(
-        lambda datasets: datasets.load_from_disk(folder) if saved else datasets.load_dataset(str(folder)),
+        lambda datasets: datasets.load_from_disk(folder) if is_saved(folder) else datasets.load_dataset(str(folder)),
         f"{folder} cannot be read as the library datasets writes it",
         "Write it again, or give a folder of files named after their splits.",
     )

@@ -14,6 +14,7 @@ the weight's dtype if that is wider, and cast to the input's.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 import zlib
@@ -36,9 +37,8 @@ from loralab.on_jax.weights import Weight, read
 from loralab.spec import LoRASpec
 
 Trainable = dict[str, Any]
-LIBRARIES = tuple(
-    str(Path(file).parent / "_")[:-1] for file in (__file__, jax.__file__)
-)  # folders, with their separator
+# Folders, with the separator at their end: there are libraries whose names begin with jax.
+LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, jax.__file__))
 Unsaid = Literal["unsaid"]
 
 

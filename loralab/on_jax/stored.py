@@ -152,10 +152,8 @@ def _base(model: T5, params: Params, name: str | None = None) -> Base:
 
     def values(key: str, positions: np.ndarray) -> list[float]:
         (path, array), places = found[key], np.unravel_index(positions, shapes[key])
-        chosen = np.asarray(
-            array[places[::-1] if transposed(path) else places]
-        )  # at once: each value is a copy of its own
-        return list(map(float, chosen))
+        chosen = array[places[::-1] if transposed(path) else places]
+        return list(map(float, np.asarray(chosen)))  # one copy from the device, and not one for each value
 
     def holds(key: str, values: np.ndarray) -> bool:
         path, array = found[key]
