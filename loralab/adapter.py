@@ -156,12 +156,13 @@ def read(folder: str | Path) -> AdapterFiles:
     """Reads an adapter of ours or of PEFT's.
 
     Raises:
-        AdapterError: a file is missing or damaged, or the adapter uses something that we do not compute.
+        AdapterError: a file is missing or damaged, a value is NaN or infinite, or the adapter uses something that we do not compute.
     """
     folder = Path(folder)
     config = _read_json(folder / CONFIG, "an adapter's folder holds adapter_config.json and adapter_model.safetensors")
     spec = read_settings(config, folder)
     arrays = _read_tensors(folder / WEIGHTS)
+    check_finite({name: bool(np.isfinite(array).all()) for name, array in arrays.items()}, str(folder / WEIGHTS))
     updates, tuned, embeddings = _sort_tensors(arrays, folder)
     targets = () if config.get("target_modules") == NO_MODULES else config.get("target_modules") or ()
     if any(config.get(key) not in (None, []) for key in NARROWING):
@@ -238,6 +239,20 @@ def selects(targets: tuple[str, ...] | str, name: str) -> bool:
 
 def _is_suffix(targets: Iterable[str], name: str) -> bool:
     return any(name == target or name.endswith("." + target) for target in targets)
+
+
+def check_finite(finite: Mapping[str, bool], what: str) -> None:
+    """Raises AdapterError where a tensor holds values that are NaN or infinite.
+
+    Args:
+        finite: of each tensor by name, True where all its values are finite.
+        what: the adapter or its file, for the message.
+    """
+    if damaged := [name for name, is_finite in finite.items() if not is_finite]:
+        raise AdapterError(
+            f"{what} holds NaN or infinite values in {len(damaged)} of {len(finite)} tensors, such as {damaged[0]}: "
+            "its training diverged, or the file is damaged. Use an earlier checkpoint, or train again at a lower learning rate."
+        )
 
 
 def _read_json(path: Path, hint: str) -> dict[str, Any]:

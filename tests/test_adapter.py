@@ -282,6 +282,14 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit_tensors(f, lambda t: t.update({KEY.format("A"): torch.zeros(4, 31)})),
         r"A of encoder.block.0.layer.0.SelfAttention.q has the shape \(4, 31\).*need \(4, 32\)",
     ),
+    "a value that is NaN": (
+        lambda f: edit_tensors(f, lambda t: t[KEY.format("A")].view(-1)[3:4].fill_(float("nan"))),
+        r"adapter_model.safetensors holds NaN or infinite values in 1 of \d+ tensors, such as .*SelfAttention.q.lora_A",
+    ),
+    "a value that is infinite": (
+        lambda f: edit_tensors(f, lambda t: t[KEY.format("B")].view(-1)[3:4].fill_(float("-inf"))),
+        r"NaN or infinite values in 1 of .*lora_B",
+    ),
     "another rank in the config": (lambda f: edit_config(f, r=5), r"has the shape \(4, 32\).*need \(5, 32\)"),
     "magnitudes missing": (
         lambda f: edit_config(f, use_dora=True),

@@ -282,6 +282,57 @@ def test_several_named_adapters_one_active() -> None:
         attach(model, LoRASpec(rank=2, rules="q"), "a.b")
 
 
+def test_moving_the_model_moves_what_no_adapter_has_enabled() -> None:
+    x = torch.randn(ROWS, INPUTS, dtype=torch.float64)
+    model = Projections(bias=True)
+    expected = {"base": copy.deepcopy(model).double()(x)}
+    spec = LoRASpec(rank=2, rules=["q"], modules_to_save=["k"], bias="all")
+    adapters = {name: attach(model, spec, name) for name in "ab"}
+    randomise(model)
+    for name, adapter in adapters.items():
+        adapter.enable()
+        with torch.no_grad():
+            for parameter in adapter.tuned.values():
+                parameter.normal_()
+        expected[name] = copy.deepcopy(model).double()(x)
+    model.double()
+    late = attach(model, spec, "late")
+    for name, adapter in adapters.items():
+        adapter.enable()
+        torch.testing.assert_close(model(x), expected[name])
+        torch.testing.assert_close(adapter.merge()(x), expected[name])
+    adapters["b"].disable()
+    torch.testing.assert_close(model(x), expected["base"])
+    assert {weight.dtype for weight in base_parameters(model).values()} == {torch.float64}
+    late.enable()
+    torch.testing.assert_close(model(x), expected["base"])
+    model.k.float()  # a part alone
+    late.disable()
+    assert model.k.weight.dtype == torch.float32
+
+
+def test_moving_a_model_moves_the_gradient_of_a_disabled_adapter() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    adapter = attach(model, LoRASpec(rank=2, rules=["0"], modules_to_save=["1"]))
+    model(torch.ones(1, 4)).sum().backward()
+    adapter.disable()
+    model.double()
+    adapter.enable()
+    model(torch.ones(1, 4, dtype=torch.float64)).sum().backward()
+    torch.testing.assert_close(adapter.tuned["1.bias"].grad, torch.full((2,), 2.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["0.A", "1.weight"])
+def test_an_adapter_that_is_not_finite_is_not_merged(part: str, value: float) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    adapter = attach(model, LoRASpec(rank=2, rules=["0"], modules_to_save=["1"]))
+    with torch.no_grad():
+        (adapter.updates["0"].A if part == "0.A" else adapter.tuned[part]).view(-1)[1] = value
+    with pytest.raises(AdapterError, match=r"The adapter holds NaN or infinite values in 1 of 4 tensors, such as"):
+        adapter.merge()
+
+
 @pytest.mark.parametrize(
     ("init", "std"),
     [("kaiming", 2048**-0.5 / 3**0.5), ("gaussian", 1 / 8), ("normal", 1.0), ("kaiming_normal", 1 / 32)],

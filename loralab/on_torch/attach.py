@@ -26,6 +26,7 @@ from loralab.on_torch.base import (
     base_parameters,
     base_shapes,
     fingerprint,
+    follow,
     in_files,
     is_turned,
     packing,
@@ -126,7 +127,8 @@ def _activate(model: nn.Module, attachment: Attachment, name: str | None) -> Non
     for parameter, original in attachment.originals.items():
         path, _, leaf = parameter.rpartition(".")
         module = attachment.wrapped[path].base if path in attachment.wrapped else model.get_submodule(path)
-        module.register_parameter(leaf, tuned.get(parameter, original))
+        standing = module.get_parameter(leaf)
+        module.register_parameter(leaf, follow(tuned.get(parameter, original), standing))
 
 
 class Adapter:
@@ -167,11 +169,15 @@ class Adapter:
             _activate(self.model, attachment, None)
 
     def merge(self) -> nn.Module:
-        """A new, plain model that computes in one product what base and adapter compute together; nothing here is changed.
+        """Returns a new, plain model that computes in one product what base and adapter compute together; nothing here is changed.
 
         Of a packed base the original weights are read again: nothing is merged into rounded ones.
+
+        Raises:
+            AdapterError: a weight of the adapter is NaN or infinite.
         """
         self._attachment()
+        self._check_finite()
         if packing(self.model) is not None:
             held = next(self.model.parameters())
             return self._onto(self.model.original(held.dtype, held.device)).merge()  # type: ignore[operator]
@@ -184,6 +190,10 @@ class Adapter:
             model.set_submodule(target, adapted.base)
         delattr(model, ATTRIBUTE)
         return model.requires_grad_(True)
+
+    def _check_finite(self) -> None:
+        named = {f"{part} of {target}": p for target, u in self.updates.items() for part, p in u.named_parameters()}
+        files.check_finite({name: bool(p.isfinite().all()) for name, p in (named | self.tuned).items()}, "The adapter")
 
     def _onto(self, model: nn.Module) -> Adapter:
         """The same adapter on another copy of the base."""

@@ -41,7 +41,20 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, module in plain_modules(model).items()
         for leaf, parameter in module.named_parameters(recurse=False)
     }
-    return {name: originals.get(name, parameter) for name, parameter in found.items()}
+    return {name: follow(originals.get(name, parameter), parameter) for name, parameter in found.items()}
+
+
+def follow(parameter: nn.Parameter, standing: Tensor) -> nn.Parameter:
+    """Moves a parameter, in place, to the device and dtype of the one that stands in the model in its stead.
+
+    `model.to(...)` reaches only what is registered in the model. An original that an adapter replaces, and the replacements
+    of an adapter that is not enabled, are moved when they are next used.
+    """
+    if (parameter.device, parameter.dtype) != (standing.device, standing.dtype):
+        grad, parameter.grad = parameter.grad, None
+        parameter.data = parameter.data.to(standing.device, standing.dtype)
+        parameter.grad = None if grad is None else grad.to(standing.device, standing.dtype)
+    return parameter
 
 
 def packed_modules(model: nn.Module) -> dict[str, PackedLinear]:
