@@ -29,6 +29,7 @@ Arrays = dict[str, np.ndarray]
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "loralab.json"
 PREFIX = "base_model.model."
+FORMAT = 1  # of loralab.json
 
 # Our names for the parts of an update -> PEFT's, for linear maps and for embeddings.
 LINEAR_PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
@@ -67,7 +68,16 @@ def write(folder: Path, adapter: AdapterFiles) -> None:
     config = json.dumps(settings, indent=2)
     (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
     safetensors.numpy.save_file(peft_tensors(adapter), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CARD).write_text(json.dumps(adapter.card, indent=2) + "\n", encoding="utf-8")
+    write_card(folder, adapter.card)
+
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """Writes loralab.json: of an adapter, or of a model that was trained whole.
+
+    Args:
+        card: all that inference needs beside the weights: recipe, lengths, labels.
+    """
+    (folder / CARD).write_text(json.dumps({"format": FORMAT, **card}, indent=2) + "\n", encoding="utf-8")
 
 
 def peft_tensors(adapter: AdapterFiles) -> Arrays:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralab.answer_labels import Chooser, choose_for_file, choose_labels, lines
+from loralab.atomic_files import write_text
 from loralab.config import Recipe
 from loralab.data.chat import transcript
 from loralab.data.encode import encode_sources
@@ -26,9 +27,10 @@ from loralab.data.texts import OUT_FORMATS, Texts, read_stdin, read_texts
 from loralab.errors import DataError, UserError, nearest
 from loralab.evaluate import after_shots
 from loralab.extras import check_extras
+from loralab.labels import Labels
 from loralab.material import read_training_rows
 from loralab.progress import Progress, say
-from loralab.run import find_trained, write_text
+from loralab.run import find_trained, recorded
 from loralab.use import NO_DATA, NO_ROWS, lengths_of, open_trained
 
 SPLITS = ("train", "validation", "test")
@@ -99,7 +101,9 @@ def answer(
             "--seed changes nothing: nothing is drawn. Add --top-p, evaluation.sample=true or --sample SPLIT."
         )
     if recipe.data.label is not None:
-        return _answer_with_labels(recipe, saved, question, texts)
+        stored = recorded(trained).get("labels")
+        labels = None if stored is None else Labels.from_json(stored)
+        return _answer_with_labels(recipe, lambda: Chooser(recipe, saved, labels), question, texts)
     if at_terminal:
         return _converse(Writer(recipe, saved)), None
     if question.input is not None:
@@ -114,14 +118,15 @@ def answer(
 
 
 def _answer_with_labels(
-    recipe: Recipe, saved: Path | None, question: Question, texts: Sequence[str]
+    recipe: Recipe, load: Callable[[], Chooser], question: Question, texts: Sequence[str]
 ) -> tuple[dict[str, Any], str | None]:
-    """What a classifier says."""
+    """Answers with a classifier, which `load` gives once the texts are there."""
     if question.input is not None:
-        return choose_for_file(recipe, saved, question.input, question.out)
+        given = read_texts(question.input, recipe.data.source or NO_DATA["source"])
+        return choose_for_file(load(), given, question.out)
     if question.sample is not None:
         split, _, row = _sampled(recipe, question.sample, question.seed)
-        result, words = choose_labels(recipe, saved, [row.source])
+        result, words = choose_labels(load(), [row.source])
         result = {
             "split": split,
             "row": row.row,
@@ -133,8 +138,8 @@ def _answer_with_labels(
             split, row.row, {"Source": row.source, "Label": row.targets[0], "Prediction": words}
         )
     if texts:
-        return choose_labels(recipe, saved, texts)
-    chooser, answers = Chooser(recipe, saved), []
+        return choose_labels(load(), texts)
+    chooser, answers = load(), []
     say("Type a text and press Enter; \\n in it is a line break. An empty line or Ctrl-D ends.")
     while text := _ask():
         answer = chooser.choose([text])

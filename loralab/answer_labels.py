@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loralab.atomic_files import write_text
 from loralab.classify import Answers, answer_texts
 from loralab.config import Recipe
-from loralab.data.texts import read_texts
+from loralab.data.texts import Texts
+from loralab.labels import Labels
 from loralab.progress import Progress, say
-from loralab.run import write_text
 from loralab.use import lengths_of, open_trained
 
 SHOWN = 5  # labels in a line
@@ -20,9 +21,14 @@ PROBABILITIES = "probabilities"
 class Chooser:
     """A trained classifier with its prompt and lengths."""
 
-    def __init__(self, recipe: Recipe, saved: Path | None) -> None:
-        """`saved`: what a run trained, or None for the base alone."""
-        self.engine = open_trained(recipe, saved)
+    def __init__(self, recipe: Recipe, saved: Path | None, labels: Labels | None) -> None:
+        """Loads it.
+
+        Args:
+            saved: what a run trained, or None for the base alone.
+            labels: those that the run recorded, for what was saved without any.
+        """
+        self.engine = open_trained(recipe, saved, labels)
         self.max_length, _ = lengths_of(self.engine, recipe)
 
     def choose(self, texts: Sequence[str]) -> Answers:
@@ -30,9 +36,9 @@ class Chooser:
         return answer_texts(self.engine, texts, self.max_length, Progress("classify", len(texts)).update)
 
 
-def choose_labels(recipe: Recipe, saved: Path | None, texts: Sequence[str]) -> tuple[dict[str, Any], str]:
+def choose_labels(chooser: Chooser, texts: Sequence[str]) -> tuple[dict[str, Any], str]:
     """(as a record, a line for each text)."""
-    answers = Chooser(recipe, saved).choose(texts)
+    answers = chooser.choose(texts)
     return {"answers": answers.as_json()}, "\n".join(lines(answers))
 
 
@@ -49,13 +55,12 @@ def in_words(probabilities: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {probabilities[name]:.3f}" for name in most) + more
 
 
-def choose_for_file(recipe: Recipe, saved: Path | None, place: str, out: Path | None) -> tuple[dict[str, Any], str]:
+def choose_for_file(chooser: Chooser, texts: Texts, out: Path | None) -> tuple[dict[str, Any], str]:
     """The rows of a file; into `out` they go with the columns prediction and probabilities."""
-    texts = read_texts(place, recipe.data.source or "source")
     asked = [row for row, text in enumerate(texts.texts) if text]
     if blank := len(texts.texts) - len(asked):
         say(f"{blank} of {len(texts.texts)} rows have no text; their prediction is empty.")
-    answers = Chooser(recipe, saved).choose([texts.texts[row] for row in asked])
+    answers = chooser.choose([texts.texts[row] for row in asked])
     if out is None:
         known, words = iter(answers.as_json()), iter(lines(answers))
         every = [next(known) if text else None for text in texts.texts]

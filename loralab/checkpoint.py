@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from loralab.atomic_files import write_json
 from loralab.engine import Engine
 from loralab.errors import RunError
-from loralab.run import read_json, write_json
+from loralab.run import read_json
 
 FORMAT, KEPT = 2, 2
 FOLDER, STATE, POSITION, ROWS, LOCK = "checkpoints", "state.safetensors", "position.json", "rows.json", ".lock"

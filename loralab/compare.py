@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from loralab.atomic_files import write_json, write_text
 from loralab.config import Recipe
 from loralab.curves import first_turn
 from loralab.data.rows import subject
@@ -64,9 +65,7 @@ from loralab.run import (
     new_folder,
     read_lines,
     read_record,
-    write_json,
     write_recipe,
-    write_text,
 )
 from loralab.samples import IN_FILE, IN_TERMINAL, markdown, read_samples
 from loralab.table import Row, empty_row, latex_table, markdown_table

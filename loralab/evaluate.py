@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loralab.atomic_files import write_lines
 from loralab.classify import answer_rows
 from loralab.config import Recipe
 from loralab.data.batches import collate, evaluation_batches
@@ -34,7 +35,7 @@ from loralab.metrics.classification import ACCURACY, details
 from loralab.metrics.compression import xz_bits_per_byte
 from loralab.metrics.significance import Bootstrap, mcnemar
 from loralab.progress import Progress, say
-from loralab.run import PREDICTIONS, read_lines, write_lines
+from loralab.run import PREDICTIONS, read_lines
 
 Floats = NDArray[np.float64]
 LOSS_TOKENS = 8192  # padded tokens of a batch whose loss is measured

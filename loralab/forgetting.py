@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from loralab.atomic_files import write_lines
 from loralab.classify import check_split, within_positions
 from loralab.config import Recipe
 from loralab.data.batches import collate, evaluation_batches
@@ -36,7 +37,7 @@ from loralab.evaluate import LOSS_TOKENS, Floats, Scores, encode_evaluation_rows
 from loralab.metrics import LOSS
 from loralab.metrics.significance import Bootstrap
 from loralab.progress import Progress, say
-from loralab.run import FORGETTING, read_lines, write_lines
+from loralab.run import FORGETTING, read_lines
 
 HELD_OUT = ("test", "validation")  # the first of these that the data has
 MASKS = 0  # the seed of masks

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from loralab import checkpoint
+from loralab.atomic_files import write_json, write_lines
 from loralab.checkpoint import Position
 from loralab.config import Recipe
 from loralab.data.batches import IGNORED_LABEL, Batch, Rows, collate, plan_batches
@@ -28,7 +29,7 @@ from loralab.data.mixture import Trained
 from loralab.engine import Engine
 from loralab.errors import RunError, Stopped
 from loralab.progress import Progress, say
-from loralab.run import FIRST_STEP, METRICS, SAMPLES, VALIDATION, go_on, read_lines, write_json, write_lines
+from loralab.run import FIRST_STEP, METRICS, SAMPLES, VALIDATION, go_on, read_lines
 from loralab.schedule import rate_at
 from loralab.table import memory
 from loralab.trackers import Trackers, eval_values, open_trackers, train_values

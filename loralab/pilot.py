@@ -14,13 +14,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from loralab.atomic_files import write_json
 from loralab.config import Recipe
 from loralab.data.batches import Rows, collate
 from loralab.data.mixture import Trained
 from loralab.engine import Engine
 from loralab.loop import plan_steps
 from loralab.progress import Progress, say
-from loralab.run import PILOT, read_json, write_json
+from loralab.run import PILOT, read_json
 from loralab.schedule import rate_at
 from loralab.validation import Validator
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loralab.atomic_files import write_bytes
 from loralab.curves import smooth
 from loralab.metrics import COLUMNS
-from loralab.run import CURVES, METRICS, VALIDATION, read_lines, write_bytes
+from loralab.run import CURVES, METRICS, VALIDATION, read_lines
 from loralab.validation import best_of
 
 if TYPE_CHECKING:

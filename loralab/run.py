@@ -14,19 +14,19 @@
     forgetting.jsonl     one line a row of other data, where the recipe asks for it: the loss before and after
     record.json          results, proof, counts, versions, hardware; written last: a run with it has finished
 
-Files are written beside their place and then moved there, so that a name always stands for a whole file.
+Every file is whole or not there (atomic_files.py).
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from loralab.atomic_files import write_text
 from loralab.config import BESIDE_RESULTS, Recipe
 from loralab.data.readers import READERS, suffix_of
 from loralab.errors import RecipeError, RunError, nearest_file
@@ -151,36 +151,14 @@ def recipe_tree(recipe: Recipe) -> dict[str, Any]:
     return flat | {key: value for key, value in tree.items() if key not in blocks}
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file so that it is whole or not there, whatever happens."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(content)
-    os.replace(beside, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text in UTF-8, as above."""
-    write_bytes(path, text.encode())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes one JSON object, as above."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes one JSON object a line, as above."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads what `write_lines` wrote."""
+    """Reads one JSON object a line."""
     with _damage_told(path), path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
 def read_json(path: Path) -> Any:
-    """Reads what `write_json` wrote."""
+    """Reads one JSON object."""
     with _damage_told(path):
         return json.loads(path.read_text(encoding="utf-8"))
 
@@ -252,7 +230,8 @@ def find_trained(
         overrides = [f"model.name={json.dumps(base)}", *overrides]
     if (path / RECIPE).exists():
         saved = next((path / name for name in SAVED if (path / name).exists()), None)
-        recipe = recipe_from_tree(stored_tree(path / RECIPE), overrides, str(path / RECIPE))
+        tree = with_lengths(stored_tree(path / RECIPE), recorded(path).get("lengths"))
+        recipe = recipe_from_tree(tree, overrides, str(path / RECIPE))
         if is_comparison(path):
             runs = sorted(str(file.parent) for file in path.glob(f"**/{RECORD}") if REPLACED not in file.parts)
             raise RunError(
@@ -264,6 +243,10 @@ def find_trained(
     if (path / "adapter_config.json").exists():
         return recipe_from_tree(_with_data(_adapter_tree(path), _for_labels(path, data)), overrides, str(path)), path
     if (path / "config.json").exists():
+        if stored := _card_tree(path):  # trained whole, and copied out of its run
+            return recipe_from_tree(
+                stored | {"model": {**stored["model"], "name": str(path)}}, overrides, str(path)
+            ), path
         tree = {"name": path.resolve().name, "model": {"name": str(path)}, "training": {"method": "none"}}
         return recipe_from_tree(_with_data(tree, _for_labels(path, data)), overrides, str(path)), None
     raise RunError(
@@ -291,12 +274,46 @@ def _adapter_tree(path: Path) -> dict[str, Any]:
     from loralab import adapter
 
     stored = adapter.read(path)
-    tree: dict[str, Any] = stored.card.get("recipe") or {
+    return _card_tree(path) or {
         "name": path.resolve().name,
         "model": {"name": stored.base_name},
         "lora": stored.spec.model_dump(mode="json", include=set(LoRASpec.model_fields)),
     }
-    return tree
+
+
+def _card_tree(path: Path) -> dict[str, Any]:
+    """The recipe in a folder's loralab.json, with the lengths of its training; {} where there is none."""
+    from loralab import adapter
+
+    card = adapter.read_card(path)
+    return with_lengths(card["recipe"], card.get("lengths")) if card.get("recipe") else {}
+
+
+def with_lengths(tree: dict[str, Any], lengths: Sequence[int] | None) -> dict[str, Any]:
+    """Returns a stored recipe whose lengths are numbers of tokens: in the place of a percentile the one that the training used.
+
+    Args:
+        lengths: (source, target) in tokens, as recorded with what was trained; None where nothing is recorded.
+    """
+    data = tree.get("data")
+    if lengths is None or not isinstance(data, dict):
+        return tree
+    settled = zip(("max_source_length", "max_target_length"), lengths, strict=True)
+    return tree | {"data": data | {key: length for key, length in settled if isinstance(data.get(key), str)}}
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    """Returns what a run's record says of its model: "lengths", and "labels" of a classifier; what is not recorded is left out.
+
+    Where the run has no record, what was trained has a card that says the same.
+    """
+    from loralab import adapter
+
+    file = run / RECORD
+    about = read_record(run) if file.exists() else {}
+    for name in SAVED:
+        about = adapter.read_card(run / name) | about
+    return {key: about[key] for key in ("lengths", "labels") if about.get(key) is not None}
 
 
 def size_on_disk(path: Path) -> int:

@@ -6,12 +6,12 @@ training rows, and a run that goes on finds it there.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+from loralab.atomic_files import whole_folder
 from loralab.config import Recipe
 from loralab.data.encode import check_lengths
 from loralab.data.splits import AnySplit
@@ -31,12 +31,10 @@ def new_base(recipe: Recipe, training_rows: Sequence[AnySplit], run: Path) -> Pa
         DataError: the training rows are too few for the tokenizer.
         ModelError: there is no tokenizer where the recipe says so, or it lacks a padding or end token.
     """
-    place, part = run / BASE, run / f"{BASE}.part"
-    if place.is_dir():
-        return place
-    shutil.rmtree(part, ignore_errors=True)
-    _write(recipe, training_rows, part)
-    os.replace(part, place)
+    place = run / BASE
+    if not place.is_dir():
+        with whole_folder(place) as part:
+            _write(recipe, training_rows, part)
     return place
 
 

@@ -18,10 +18,11 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from loralab.atomic_files import write_text
 from loralab.config import Recipe
 from loralab.errors import RunError
 from loralab.progress import say
-from loralab.run import recipe_tree, write_text
+from loralab.run import recipe_tree
 
 Line = dict[str, Any]
 TRAIN = ("loss", "learning_rate", "grad_norm", "tokens_per_second")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loralab import checkpoint
+from loralab.atomic_files import write_json
 from loralab.classify import within_positions
 from loralab.config import Recipe
 from loralab.confusion import write_confusion
@@ -47,7 +48,6 @@ from loralab.run import (
     open_again,
     read_record,
     size_on_disk,
-    write_json,
     write_recipe,
 )
 from loralab.scratch import check_sizes, new_base, remove_base

@@ -10,12 +10,13 @@ from loralab.classify import check_split, settle_labels, within_positions
 from loralab.config import Recipe
 from loralab.data.encode import check_lengths, resolve_lengths
 from loralab.engine import Engine, load_engine, merge, open_engine
-from loralab.errors import UserError
+from loralab.errors import RecipeError, UserError
 from loralab.evaluate import encode_asked, evaluate, read_evaluation_rows
 from loralab.extras import check_extras
+from loralab.labels import Labels
 from loralab.material import describe_rows, read_training_rows
 from loralab.progress import say
-from loralab.run import find_trained, new_folder, size_on_disk
+from loralab.run import check_free, find_trained, size_on_disk
 from loralab.table import empty_row
 
 NO_ROWS = "none"  # the name of the data where there are no rows
@@ -28,10 +29,13 @@ def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dic
     recipe, saved = find_trained(trained, overrides, base)
     check_extras(recipe, trains=False)
     rows = read_evaluation_rows(recipe)
-    engine = open_trained(recipe, saved)
+    labels = None
+    if recipe.data.label is not None and not _brings_labels(saved):
+        labels = settle_labels(recipe, read_training_rows(recipe))
+    engine = open_trained(recipe, saved, labels)
     if engine.labels is not None:
         check_split(engine.labels, rows)
-    lengths = lengths_of(engine, recipe)
+    lengths = lengths_of(engine, recipe, reads_rows=True)
     training = read_training_rows(recipe) if recipe.evaluation.shots else None
     asked = encode_asked(engine, recipe, rows, lengths, training)
     scores = evaluate(engine, recipe, rows, asked, None)
@@ -47,11 +51,12 @@ def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dic
     }
 
 
-def open_trained(recipe: Recipe, saved: Path | None) -> Engine:
-    """The model of a finished run, or a base as it is; a classifier that was saved without labels has those of its data."""
-    labels = None
-    if recipe.data.label is not None and recipe.data.name != NO_ROWS and not _brings_labels(saved):
-        labels = settle_labels(recipe, read_training_rows(recipe))
+def open_trained(recipe: Recipe, saved: Path | None, labels: Labels | None = None) -> Engine:
+    """Loads the model of a finished run, or a base as it is (`saved` None).
+
+    Args:
+        labels: of a classifier that was saved without its own.
+    """
     engine = open_engine(recipe, labels=labels) if saved is None else load_engine(recipe, saved, labels)
     if engine.note:
         say(engine.note)
@@ -70,13 +75,27 @@ def merge_saved(trained: Path, out: Path, base: str | None) -> str:
         raise UserError(f"{trained} is a plain model: there is nothing to merge. Give a run's folder, or an adapter's.")
     if recipe.training.method not in ("lora", "head") or saved is None:
         raise UserError(f"{trained} has no adapter to merge: its method is {recipe.training.method}.")
-    return merge(recipe.model.name, saved, new_folder(out, out.name))
+    check_free(out)
+    return merge(recipe.model.name, saved, out)
 
 
-def lengths_of(engine: Engine, recipe: Recipe) -> tuple[int, int]:
-    """The lengths of the training; a percentile was settled then."""
+def lengths_of(engine: Engine, recipe: Recipe, reads_rows: bool = False) -> tuple[int, int]:
+    """Returns the longest source and target in tokens: those of the training, unless an override says otherwise.
+
+    Args:
+        reads_rows: whether a percentile that an override gives may be taken of the training rows.
+
+    Raises:
+        RecipeError: the lengths do not fit the model; a percentile is given, and no rows are read.
+    """
     source, target = recipe.data.max_source_length, recipe.data.max_target_length
     if not (isinstance(source, int) and isinstance(target, int)):
+        if not reads_rows:
+            given = source if isinstance(source, str) else target
+            raise RecipeError(
+                f"{given} is a percentile of training rows, and no rows are read here. Give a number of tokens, such as "
+                "data.max_source_length=512 data.max_target_length=64."
+            )
         source, target = resolve_lengths(read_training_rows(recipe), engine.tokenizer, source, target, engine.prompt)
     if engine.labels is not None:
         return within_positions((source, target), engine.positions)

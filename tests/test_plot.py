@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from loralab import progress
+from loralab.atomic_files import write_lines
 from loralab.checkpoint import Position
 from loralab.curves import smooth
 from loralab.loop import _notes
 from loralab.plot import Curves, draw_run, write_curves
 from loralab.progress import Progress
 from loralab.recipe_file import load_recipe
-from loralab.run import write_lines
 
 STEPS = [{"step": step, "loss": 4 / step, "learning_rate": 1e-3 * (10 - step)} for step in range(1, 10)]
 VALIDATIONS = [

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from loralab.atomic_files import write_json
 from loralab.errors import RunError
 from loralab.recipe_file import load_recipe
-from loralab.run import write_json, write_recipe
+from loralab.run import write_recipe
 from loralab.runs import Listed, as_json, list_runs, report
 
 BASE = ["model.name=some/where/flan-t5-base"]

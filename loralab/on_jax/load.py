@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from loralab.atomic_files import whole_folder
 from loralab.errors import ModelError, nearest
 from loralab.families.t5 import drop_copies, parse_config
 from loralab.model_files import (
@@ -112,8 +113,8 @@ def save_model(
     source, folder = model_folder(str(base_name)), Path(folder)
     weights = {name: np.ascontiguousarray(array) for name, array in to_hugging_face(params).items()}
     check_shapes(model.shapes("lm_head" in params), {name: array.shape for name, array in weights.items()}, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
-    copy_configs(source, folder, dtype=str(weights["shared.weight"].dtype))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    with whole_folder(folder) as part:
+        save_file(weights, part / SAFETENSORS, metadata={"format": "pt"})
+        copy_configs(source, part, dtype=str(weights["shared.weight"].dtype))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)

@@ -13,6 +13,7 @@ import numpy as np
 
 from loralab import adapter as files
 from loralab.adapter import AdapterFiles
+from loralab.atomic_files import whole_folder
 from loralab.errors import AdapterError
 from loralab.fingerprint import Fingerprint, take
 from loralab.fits import Base, fitted
@@ -46,11 +47,10 @@ def save_adapter(
         TargetError: the spec changes the embedding, see `why_not_shared`.
     """
     content = to_files(model, params, spec, trainable, base_name)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write(folder, content)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    with whole_folder(Path(folder)) as part:
+        files.write(part, content)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
 
 
 def to_files(
@@ -77,7 +77,6 @@ def to_files(
         base_name=base_name,
         task_type="SEQ_2_SEQ_LM",
         card={
-            "format": 1,
             "base": {
                 "name": base_name,
                 "fingerprint": base.fingerprint(name for name in base.parameters if name not in tuned),

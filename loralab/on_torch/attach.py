@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from loralab import adapter as files
 from loralab.adapter import AdapterFiles
+from loralab.atomic_files import whole_folder
 from loralab.errors import AdapterError
 from loralab.on_torch.base import (
     ATTRIBUTE,
@@ -209,11 +210,11 @@ class Adapter:
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Writes PEFT's folder with our `loralab.json`, and the tokenizer beside it where one is given."""
         self._attachment()
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write(folder, self.to_files())
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        content = self.to_files()
+        with whole_folder(Path(folder)) as part:
+            files.write(part, content)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(part)
 
     def to_files(self) -> AdapterFiles:
         """This adapter as arrays."""
@@ -230,7 +231,7 @@ class Adapter:
             transposed=any(is_transposed(modules[t]) or is_turned(self.model, f"{t}.weight") for t in self.updates),
             base_name=base_name,
             task_type=task_type(self.model, self.tuned),
-            card={"format": 1, "base": {"name": base_name, **self._about_base()}, **self.card},
+            card={"base": {"name": base_name, **self._about_base()}, **self.card},
         )
 
     def _about_base(self) -> dict[str, Any]:

@@ -5,7 +5,6 @@ B  rows        C  labels
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,11 +63,6 @@ def _labels_by_shape(folder: Path) -> Labels | None:
         return None
     names = tuple(f"LABEL_{place}" for place in range(len(last[0])))
     return Labels(names, _numbers(names))
-
-
-def write_labels(folder: Path, labels: Labels) -> None:
-    """Puts the labels, with all that stands for them in data, beside a model's files."""
-    (folder / files.CARD).write_text(json.dumps({"format": 1, "labels": labels.as_json()}, indent=2) + "\n", "utf-8")
 
 
 def _numbers(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

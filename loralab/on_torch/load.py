@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from loralab.atomic_files import whole_folder
 from loralab.errors import ModelError
 from loralab.families import gpt2
 from loralab.families.t5 import drop_copies, parse_config
@@ -215,7 +216,13 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 def save_model(model: nn.Module, folder: Path, source: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Writes the model in Hugging Face's layout. Our own families take config.json from `source`, the folder that they were read from."""
     assert packing(model) is None, "what is written is a plain model"
-    folder.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as part:
+        _write_model(model, part, source)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+
+
+def _write_model(model: nn.Module, folder: Path, source: Path) -> None:
     if isinstance(model, T5 | GPT2):
         named = to_files(model.state_dict()) if isinstance(model, GPT2) else model.state_dict()
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
@@ -226,8 +233,6 @@ def save_model(model: nn.Module, folder: Path, source: Path, tokenizer: PreTrain
     else:
         with quiet_transformers():
             model.save_pretrained(folder)  # type: ignore[operator]
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
 
 
 def _write_ends(ends: tuple[int, ...], folder: Path) -> None:

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from loralab.adapter import write_card
+from loralab.atomic_files import whole_folder
 from loralab.model_files import INDEX, SAFETENSORS, copy_configs, load_tokenizer, model_folder
 from loralab.on_torch.attach import Adapter
 from loralab.on_torch.base import base_parameters, plain_modules
-from loralab.on_torch.classifier import fitted_labels, load_classifier, stored_labels, write_labels
+from loralab.on_torch.classifier import fitted_labels, load_classifier, stored_labels
 from loralab.on_torch.linear import dense_weight, is_transposed
 from loralab.on_torch.load import load_weights, save_model
 from loralab.on_torch.models.t5 import T5
@@ -38,14 +40,15 @@ def merge_folder(base: str, adapter: Path, out: Path) -> str:
     model.name_or_path = base  # type: ignore[assignment]
     loaded = load_adapter(model, adapter)
     tokenizer = load_tokenizer(adapter if (adapter / "tokenizer_config.json").exists() else folder)
-    if isinstance(model, T5):
-        write_merged(loaded, out)
-        copy_configs(folder, out, dtype)
-        tokenizer.save_pretrained(out)
-    else:
-        save_model(loaded.merge(), out, folder, tokenizer)
-    if labels is not None:
-        write_labels(out, labels)
+    with whole_folder(out) as part:
+        if isinstance(model, T5):
+            write_merged(loaded, part)
+            copy_configs(folder, part, dtype)
+            tokenizer.save_pretrained(part)
+        else:
+            save_model(loaded.merge(), part, folder, tokenizer)
+        if labels is not None:
+            write_card(part, {"labels": labels.as_json()})
     return dtype
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from loralab.adapter import write_card
+from loralab.atomic_files import whole_folder, write_with
 from loralab.config import Recipe
 from loralab.data.batches import Batch, collate
 from loralab.data.chat import Chat
@@ -28,7 +29,7 @@ from loralab.labels import Labels
 from loralab.model_files import load_tokenizer, model_folder
 from loralab.on_torch import causal, classifier, packed
 from loralab.on_torch.base import packing, size, storage_in_words
-from loralab.on_torch.classifier import fitted_labels, label_losses, load_classifier, stored_labels, write_labels
+from loralab.on_torch.classifier import fitted_labels, label_losses, load_classifier, stored_labels
 from loralab.on_torch.cuts import encoder_of, find_cut
 from loralab.on_torch.device import choose_device, choose_dtype
 from loralab.on_torch.diagnose import first_not_finite
@@ -211,10 +212,7 @@ class TorchEngine:
         return first_not_finite(self.model, [inputs_of(self.model, batch) for batch in batches])
 
     def save_state(self, file: Path) -> None:
-        try:
-            save_file(self.optimizer.state() | random_state(), file)
-        except SafetensorError as error:  # its word for a full disk
-            raise OSError(str(error)) from error
+        write_with(file, lambda part: save_file(self.optimizer.state() | random_state(), part))
 
     def load_state(self, file: Path) -> None:
         state = load_file(file)
@@ -257,9 +255,9 @@ class TorchEngine:
             self.adapter.card = card
             self.adapter.save(folder / "adapter", self.tokenizer)
             return folder / "adapter"
-        save_model(self.model, folder / "model", self.folder, self.tokenizer)
-        if self.labels is not None:
-            write_labels(folder / "model", self.labels)
+        with whole_folder(folder / "model") as part:
+            save_model(self.model, part, self.folder, self.tokenizer)
+            write_card(part, card)
         return folder / "model"
 
     def prove(self, saved: Path, batch: Batch) -> Proof:
