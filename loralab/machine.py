@@ -16,6 +16,8 @@ from typing import Any
 # What a process holds beside tensors: Python, PyTorch and Transformers; on a GPU its context too.
 PROCESS, CONTEXT = 600_000_000, 500_000_000
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+# What oneDNN, which multiplies for PyTorch on a CPU, may be held to, and then does not multiply in bfloat16.
+WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def _cpu() -> Machine:
         (set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set()
     )
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
-    return Machine("cpu", name, total, free, bool(flags & BF16_FLAGS))
+    held_to = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    return Machine("cpu", name, total, free, bool(flags & BF16_FLAGS) and held_to not in WITHOUT_BF16)
 
 
 def _memory() -> tuple[int, int]:

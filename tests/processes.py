@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["preload"])
@@ -25,13 +26,19 @@ atexit.register(shutil.rmtree, STREAMS, ignore_errors=True)
 class Process:
     """One command at work. `wait` gives its end, `output` and `errors` what it has written so far."""
 
-    def __init__(self, place: Path, arguments: tuple[str, ...], file_size: int | None = None) -> None:
-        """`file_size`: bytes that no file may exceed, which stands for a full disk."""
+    def __init__(
+        self, place: Path, arguments: tuple[str, ...], file_size: int | None = None, without: tuple[str, ...] = ()
+    ) -> None:
+        """
+        Args:
+            file_size: bytes that no file may exceed, which stands for a full disk.
+            without: namespaces of torch.ops that are empty, as in a build of PyTorch that lacks their operations.
+        """
         number = len(os.listdir(STREAMS))
         self._files = STREAMS / f"{number} stdout", STREAMS / f"{number} stderr"
         for file in self._files:
             file.touch()
-        given = (dict(os.environ), self._files, file_size)
+        given = (dict(os.environ), self._files, file_size, without)
         self._process = SERVER.Process(target=_run, args=(place, arguments, *given), daemon=True)
         self._process.start()
 
@@ -69,6 +76,7 @@ def _run(
     environment: dict[str, str],
     streams: tuple[Path, Path],
     file_size: int | None,
+    without: tuple[str, ...],
 ) -> None:
     os.chdir(place)
     os.environ.clear()
@@ -77,6 +85,11 @@ def _run(
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    if without:
+        import torch
+
+        for namespace in without:
+            setattr(torch.ops, namespace, SimpleNamespace())
     sys.stdin = open(0, encoding="utf-8")  # multiprocessing has closed it  # noqa: SIM115
     sys.argv = ["loralab", *arguments]
     from loralab.cli import main

@@ -31,10 +31,14 @@ def _attention_backward(_: Tensor, q: Tensor, k: Tensor, *__: Any, **___: Any) -
     return 5 * _products(q, k)  # scores again, and two for each product of the forward pass
 
 
-FORMULAS: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+_NAMED = {
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
 }
+FORMULAS: dict[Any, Callable[..., int]] = {
+    getattr(torch.ops.aten, name): formula for name, formula in _NAMED.items() if hasattr(torch.ops.aten, name)
+}
+"""Of operations that are private to PyTorch: those that this one has."""
 
 
 class Meter(TorchDispatchMode):

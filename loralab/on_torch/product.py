@@ -4,6 +4,9 @@ PyTorch gives products in fp32 to MKL, which takes two to three times as long as
 has them, forwards and backwards. Products in bf16 go to oneDNN in any case, but their weights are laid out
 anew every time: a loss for the few rows of a step of generation, before which they are laid out once (`laid_out`). On GPUs,
 in other dtypes, under autocast and with torch.backends.mkldnn off all is as in PyTorch.
+
+Both operations are private to PyTorch, and oneDNN's bf16 needs a processor with AVX-512 or newer: they are tried before
+their first use (probe.py), and where they fail PyTorch's own products serve.
 """
 
 from __future__ import annotations
@@ -19,11 +22,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-HAS_ONEDNN = (
-    platform.machine().lower() in ("x86_64", "amd64")
-    and torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
+from loralab.on_torch.probe import Probe, numbers
+
+HAS_ONEDNN = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
 SMALL = 2**20
 """Multiplications from which on oneDNN is faster: it needs 15 µs to begin with, where MKL needs 2."""
 TWICE_AT_MOST = 2 * 2**30
@@ -98,6 +99,7 @@ def _is_onednns(x: Tensor, weight_OI: Tensor) -> bool:
         and x.numel() * len(weight_OI) >= SMALL
         and x.dim() > 1
         and not torch.is_autocast_enabled("cpu")
+        and PRODUCT.works(x.dtype)
     )
 
 
@@ -116,8 +118,42 @@ def _flops(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], *_: Any, **_
     return 2 * rows * weight_shape[0] * weight_shape[1]
 
 
-if HAS_ONEDNN:  # so that PyTorch's counter of operations sees these products
+if HAS_ONEDNN and hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # so that PyTorch's counter sees these products
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
+
+
+def _layout(weight_OI: Tensor) -> Tensor:
+    """The weight as oneDNN reads it fastest."""
+    layout: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
+    return layout
+
+
+def _operands(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """x [3, 40], W [24, 40] and b [24] for a trial."""
+    return numbers(3, 40, dtype=dtype), numbers(24, 40, dtype=dtype), numbers(24, dtype=dtype)
+
+
+def _try_product(dtype: torch.dtype, _: torch.device) -> tuple[Tensor, Tensor]:
+    """Of W, and of a turned W, as in the backward pass."""
+    x, weight, bias = _operands(dtype)
+    turned = weight.T.contiguous().T
+    return (
+        torch.stack([_onednn(x, weight, bias), _onednn(x, turned)]),
+        torch.stack([F.linear(x, weight, bias), F.linear(x, weight)]),
+    )
+
+
+def _try_layout(dtype: torch.dtype, _: torch.device) -> tuple[Tensor, Tensor]:
+    """Of a W that is laid out, with and without an activation."""
+    x, weight, bias = _operands(dtype)
+    layout, plain = _layout(weight), F.linear(x.float(), weight.float(), bias.float())
+    found = torch.stack([_onednn(x, layout, bias), _onednn(x, layout, bias, "gelu", "tanh")])
+    return found, torch.stack([plain, F.gelu(plain, approximate="tanh")])
+
+
+INSTEAD = "PyTorch's own product takes its place: the result is the same up to rounding, and it may be slower"
+PRODUCT = Probe("oneDNN's product (mkldnn._linear_pointwise)", INSTEAD, _try_product)
+LAID_OUT = Probe("oneDNN's product with weights laid out once (mkldnn._reorder_linear_weight)", INSTEAD, _try_layout)
 
 
 # Weights laid out once
@@ -137,7 +173,7 @@ def laid_out(model: nn.Module) -> Iterator[None]:
         fitting = []
     try:
         for module in fitting:
-            module.layout = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
+            module.layout = _layout(module.weight.detach())
         yield
     finally:
         for module in fitting:
@@ -145,7 +181,8 @@ def laid_out(model: nn.Module) -> Iterator[None]:
 
 
 def _can_be_laid_out(weight: Tensor) -> bool:
-    return _enabled() and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    fitting = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    return _enabled() and fitting and LAID_OUT.works(weight.dtype)
 
 
 def by_onednn(model: nn.Module) -> nn.Module:

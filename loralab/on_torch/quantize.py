@@ -26,6 +26,7 @@ from loralab.errors import MissingExtra, ModelError
 from loralab.fingerprint import sampled_positions, spread
 from loralab.on_torch.base import describe_modules, is_turned, packing, plain_modules
 from loralab.on_torch.linear import PackedLinear, dense_weight
+from loralab.on_torch.nf4 import BLOCK, NF4, unpack
 from loralab.on_torch.product import Linear
 from loralab.targets import resolve
 
@@ -76,8 +77,8 @@ class Int8Linear(PackedLinear):
 class Nf4Linear(PackedLinear):
     """4 bits a weight, two in a byte, and a scale for each block of 64."""
 
-    kind = "nf4"
-    block = 64
+    kind = NF4
+    block = BLOCK
     codes: Tensor
     scales: Tensor
 
@@ -91,8 +92,7 @@ class Nf4Linear(PackedLinear):
         start, stop = columns.start, columns.stop
         codes = self.codes[rows, start // 2 : stop // 2].contiguous()
         scales = self.scales[rows, start // self.block : stop // self.block].contiguous().view(-1)
-        unpack = torch.ops.bitsandbytes.dequantize_4bit.default
-        return unpack(codes, scales, self.block, self.kind, (len(codes), stop - start), dtype)
+        return unpack(codes, scales, (len(codes), stop - start), dtype)
 
 
 def _pack_int8(part_OI: Tensor) -> tuple[Tensor, Tensor]:

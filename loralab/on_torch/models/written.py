@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loralab.on_torch.probe import Probe, numbers
+
 MORE = 64
 """Positions by which the room grows."""
 BAGS = platform.machine().lower() in ("x86_64", "amd64")
@@ -83,8 +85,13 @@ def _widened(tensor: Tensor, dim: int, size: int) -> Tensor:
 def summed(weights_NHMK: Tensor, rows_NHKX: Tensor) -> Tensor:
     """weights @ rows, [N, H, M, X]; few rows of weights."""
     fitting = rows_NHKX.device.type == "cpu" and rows_NHKX.dtype in (torch.float32, torch.bfloat16)
-    if not (BAGS and fitting and rows_NHKX.numel()):
+    if not (BAGS and fitting and rows_NHKX.numel() and BAG.works(rows_NHKX.dtype)):
         return weights_NHMK @ rows_NHKX
+    return _bagged(weights_NHMK, rows_NHKX)
+
+
+def _bagged(weights_NHMK: Tensor, rows_NHKX: Tensor) -> Tensor:
+    """The product as an embedding bag."""
     *sums, terms = weights_NHMK.shape
     bags = F.embedding_bag(
         _numbers(sums[0] * sums[1], sums[2], terms),
@@ -101,6 +108,16 @@ def _numbers(groups: int, queries: int, terms: int) -> Tensor:
     with torch.inference_mode(False):
         numbers = torch.arange(groups * terms, dtype=torch.int32).view(groups, 1, terms)
         return numbers.expand(-1, queries, -1).reshape(-1, terms)
+
+
+def _try_bag(dtype: torch.dtype, _: torch.device) -> tuple[Tensor, Tensor]:
+    weights_NHMK, rows_NHKX = numbers(2, 3, 2, 5, dtype=dtype), numbers(2, 3, 5, 16, dtype=dtype)
+    return _bagged(weights_NHMK, rows_NHKX), weights_NHMK.float() @ rows_NHKX.float()
+
+
+BAG = Probe(
+    "A weighted sum of rows (embedding_bag)", "PyTorch's product takes its place: writing may be slower", _try_bag
+)
 
 
 def hypotheses_of(sources: Tensor, of: int, beams: int) -> Tensor:
