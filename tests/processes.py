@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import multiprocessing.forkserver as forkserver
 import os
 import resource
 import shutil
@@ -39,6 +40,7 @@ class Process:
         for file in self._files:
             file.touch()
         given = (dict(os.environ), self._files, file_size, without)
+        _start_server()
         self._process = SERVER.Process(target=_run, args=(place, arguments, *given), daemon=True)
         self._process.start()
 
@@ -62,6 +64,18 @@ class Process:
     @property
     def errors(self) -> str:
         return self._files[1].read_text(encoding="utf-8")
+
+
+def _start_server() -> None:
+    """Starts the server where it is not running. It finds preload.py by PYTHONPATH alone: Python 3.11 does not hand on sys.path."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), before]))
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 def wait_for_step(process: Process, log: Path, step: int) -> None:
