@@ -45,7 +45,9 @@ def command(workshop: Path) -> Callable[..., tuple[str, str]]:
 @pytest.fixture(scope="module")
 def losses(command: Callable[..., tuple[str, str]]) -> dict[str, float]:
     """Of a run on this processor as it is, by dtype."""
-    return {dtype: _loss(command("train", "tiny.yaml", f"model.dtype={dtype}", *BRIEF, "--json")[0]) for dtype in DTYPES}
+    return {
+        dtype: _loss(command("train", "tiny.yaml", f"model.dtype={dtype}", *BRIEF, "--json")[0]) for dtype in DTYPES
+    }
 
 
 def _loss(output: str) -> float:
@@ -125,7 +127,9 @@ def test_an_operation_is_tried_once_and_its_failure_is_one_line(
     assert trials.calls == 1
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert said == (
-        [] if reason is None else [f"A product does not work in float32 on this cpu ({reason}); another takes its place."]
+        []
+        if reason is None
+        else [f"A product does not work in float32 on this cpu ({reason}); another takes its place."]
     )
 
 

@@ -6,12 +6,23 @@ import statistics
 import time
 
 import torch
+from torch import Tensor
 
 from loralab.errors import ModelError
+from loralab.on_torch.probe import Probe, numbers
 from loralab.on_torch.product import linear
 
 PROBE_SIZE, PROBE_RUNS = 1024, 7
 WORTH_IT = 0.9  # bfloat16 must take less than this share of fp32's time: it also costs digits
+
+
+def _try_bfloat16(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    x, weight = numbers(3, 40, dtype=dtype), numbers(24, 40, dtype=dtype)
+    return (x.to(device) @ weight.to(device).T).cpu(), x.float() @ weight.float().T
+
+
+BFLOAT16 = Probe("A product", "float32 takes its place where the dtype is auto", _try_bfloat16)
+"""An Apple GPU before macOS 14 has none in bfloat16."""
 
 
 def choose_device(setting: str) -> torch.device:
@@ -29,6 +40,10 @@ def choose_device(setting: str) -> torch.device:
 
 def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype of weights and products, and why, in words."""
+    if setting == "bfloat16" and not BFLOAT16.works(torch.bfloat16, device):
+        raise ModelError(
+            f"This {device.type} does not compute in bfloat16 (the line above says why). Take dtype float32."
+        )
     if setting in ("float32", "bfloat16"):
         return getattr(torch, setting), "as the recipe says"
     if setting != "auto":
@@ -36,6 +51,8 @@ def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
             f"dtype {setting!r} is not one of auto, float32, bfloat16. (float16 overflows in T5's feed-forward layers; "
             "a checkpoint stored in float16 loads all the same.)"
         )
+    if not BFLOAT16.works(torch.bfloat16, device):
+        return torch.float32, "there is no bfloat16 here"
     times = {dtype: _time_product(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     ratio = times[torch.bfloat16] / times[torch.float32]
     chosen = torch.bfloat16 if ratio < WORTH_IT else torch.float32

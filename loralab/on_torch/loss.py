@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from loralab.on_torch.product import linear
+from loralab.on_torch.streams import checkpointed
 
 CHUNK = 512  # tokens whose logits are there at one time
 
@@ -45,7 +45,7 @@ def token_losses(
     chunks = zip(states_ND.split(CHUNK), labels_N.split(CHUNK), strict=True)
     if not torch.is_grad_enabled() or len(labels_N) <= CHUNK:
         return torch.cat([losses(states, labels) for states, labels in chunks])
-    return torch.cat([checkpoint(losses, states, labels, use_reentrant=False) for states, labels in chunks])
+    return torch.cat([checkpointed(losses, states, labels) for states, labels in chunks])
 
 
 def log_probabilities(logits_V: Tensor) -> Tensor:

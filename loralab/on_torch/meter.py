@@ -31,7 +31,7 @@ def _attention_backward(_: Tensor, q: Tensor, k: Tensor, *__: Any, **___: Any) -
     return 5 * _products(q, k)  # scores again, and two for each product of the forward pass
 
 
-_NAMED = {
+_NAMED: dict[str, Callable[..., int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
 }

@@ -108,18 +108,3 @@ class Optimizer:
 def _size(parameter: Tensor) -> float:
     """Root mean square of its elements, at least SMALLEST."""
     return max(float(parameter.detach().square().mean().sqrt()), SMALLEST)
-
-
-def random_state() -> dict[str, Tensor]:
-    """The random streams of the CPU and of every GPU."""
-    streams = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        streams |= {f"random.cuda.{i}": stream for i, stream in enumerate(torch.cuda.get_rng_state_all())}
-    return streams
-
-
-def set_random_state(state: dict[str, Tensor]) -> None:
-    """Goes back to what `random_state` gave."""
-    torch.set_rng_state(state["random.cpu"])
-    if torch.cuda.is_available() and "random.cuda.0" in state:
-        torch.cuda.set_rng_state_all([state[f"random.cuda.{i}"] for i in range(torch.cuda.device_count())])

@@ -23,6 +23,7 @@ from loralab.on_torch.heads import head_modules, head_parameters
 from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.stored import check_fits, continue_from, fill_from, load_adapter
+from loralab.on_torch.streams import checkpoint_settings
 
 
 def prepare(
@@ -101,4 +102,4 @@ def checkpoint_activations(model: nn.Module) -> None:
         model.transformer.checkpointing = True
     else:
         newer = getattr(model, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
-        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
+        (newer or model.gradient_checkpointing_enable)(checkpoint_settings())  # type: ignore[operator]

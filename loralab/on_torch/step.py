@@ -42,11 +42,12 @@ from loralab.on_torch.load import check_vocabulary, load_weights, save_model
 from loralab.on_torch.memory import peak_memory
 from loralab.on_torch.meter import Meter
 from loralab.on_torch.models.output import IGNORED
-from loralab.on_torch.optimizer import Optimizer, random_state, set_random_state
+from loralab.on_torch.optimizer import Optimizer
 from loralab.on_torch.prepare import prepare
 from loralab.on_torch.product import laid_out
 from loralab.on_torch.quantize import quantization
 from loralab.on_torch.stored import load_adapter
+from loralab.on_torch.streams import random_state, set_random_state
 
 # fp32: sums in another order. bf16: W + sBA is rounded to 8 bits.
 MERGED_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
@@ -186,7 +187,7 @@ class TorchEngine:
         self.model.eval()
         known = None if self._features is None else self._features.logits(batch)
         found = batch_logits(self.model, batch) if known is None else known
-        table: NDArray[np.float64] = found.double().cpu().numpy()
+        table: NDArray[np.float64] = found.cpu().double().numpy()  # Apple's GPUs have no float64
         return table
 
     @property
@@ -230,7 +231,7 @@ class TorchEngine:
     @torch.inference_mode()
     def losses(self, batch: Batch) -> NDArray[np.float64]:
         self.model.eval()
-        per_token = self._token_losses(batch, 0.0).double().cpu()
+        per_token = self._token_losses(batch, 0.0).cpu().double()
         counts = torch.from_numpy((batch.labels != IGNORED).sum(axis=1))
         rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
         return torch.zeros(len(counts), dtype=torch.float64).index_add_(0, rows, per_token).numpy()

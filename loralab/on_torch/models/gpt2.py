@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from loralab.errors import ModelError
 from loralab.families.gpt2 import HEAD, PREFIX, TIED_TO, TURNED, UNUSED, GPT2Config, names
@@ -24,6 +23,7 @@ from loralab.on_torch.dropout import Dropout
 from loralab.on_torch.loss import token_losses
 from loralab.on_torch.models.output import IGNORED, Output
 from loralab.on_torch.product import Linear, times, times_gelu
+from loralab.on_torch.streams import checkpointed
 
 
 class Attention(nn.Module):
@@ -100,7 +100,7 @@ class Transformer(nn.Module):
         x_BSD: Tensor = self.drop(self.wte(input_ids) + self.wpe(positions_BS))
         for block in self.blocks():
             if self.checkpointing and self.training:
-                x_BSD = checkpoint(block, x_BSD, bias_B1SS, use_reentrant=False)
+                x_BSD = checkpointed(block, x_BSD, bias_B1SS)
             else:
                 x_BSD = block(x_BSD, bias_B1SS)
         states_BSD: Tensor = self.ln_f(x_BSD)

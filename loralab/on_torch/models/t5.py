@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from loralab.families.t5 import T5Config
 from loralab.on_torch.dropout import Dropout
@@ -31,6 +30,7 @@ from loralab.on_torch.models.t5_layers import (
     relative_buckets,
 )
 from loralab.on_torch.product import Linear, times
+from loralab.on_torch.streams import checkpointed
 
 
 class Block(nn.Module):
@@ -57,7 +57,7 @@ class Stack(nn.Module):
     def add(self, layer: nn.Module, x_BQD: Tensor, *arguments: Any) -> Tensor:
         """The stream after a layer."""
         if self.checkpointing and self.training:
-            return checkpoint(self._add, layer, x_BQD, *arguments, use_reentrant=False)
+            return checkpointed(self._add, layer, x_BQD, *arguments)
         return self._add(layer, x_BQD, *arguments)
 
     def _add(self, layer: nn.Module, x_BQD: Tensor, *arguments: Any) -> Tensor:
