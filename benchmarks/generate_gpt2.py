@@ -31,13 +31,14 @@ import numpy as np
 import torch
 from peers import arguments, machine, make_base, race, ratio, recipe_for, say, seconds
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from loralab import load_adapter
 from loralab.data.encode import encode_sources
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
 from loralab.decoding import Decoding
+from loralab.model_files import load_tokenizer
 from loralab.on_torch.device import choose_device
 from loralab.on_torch.generate import generate_ids, pad
 from loralab.on_torch.load import load_weights
@@ -102,7 +103,7 @@ def prompts_of(base: Path, options: Namespace, count: int) -> Prompts:
     recipe = recipe_for(base, options.data)
     split = read_split(recipe.data.model_copy(update={"max_validation_rows": 64}), "validation")
     prompt = Prompt(recipe.data.prompt, "dialogue", causal=True)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(base)
     ids, _ = encode_sources([row.source for row in split.examples], tokenizer, prompt, options.prompt_tokens)
     longest_first = sorted(ids, key=len, reverse=True)
     return [longest_first[i] for i in np.linspace(0, len(ids) - 1, count).astype(int)]

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from peers import GRID, Setting, arguments, machine, make_base, race, ratio, recipe_for, say, seconds
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 
 from loralab.data.encode import encode_sources
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
 from loralab.decoding import Decoding
+from loralab.model_files import load_tokenizer
 from loralab.on_torch.device import choose_device
 from loralab.on_torch.generate import pad
 from loralab.on_torch.step import TorchEngine, open_engine
@@ -75,7 +76,7 @@ def sources_of(base: Path, options: Namespace) -> list[list[int]]:
     recipe = recipe_for(base, options.data)
     split = read_split(recipe.data.model_copy(update={"max_validation_rows": options.rows}), "validation")
     prompt = Prompt(recipe.data.prompt, "dialogue")
-    ids, _ = encode_sources([row.source for row in split.examples], AutoTokenizer.from_pretrained(base), prompt, 512)
+    ids, _ = encode_sources([row.source for row in split.examples], load_tokenizer(base), prompt, 512)
     return [ids[i] for i in np.random.default_rng(0).permutation(len(ids))]
 
 

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel, T5ForConditionalGeneration
+from transformers import AutoConfig, GPT2LMHeadModel, T5ForConditionalGeneration
 from transformers.utils import logging
 
 from loralab.config import Recipe
+from loralab.model_files import load_tokenizer
 from loralab.recipe_file import load_recipe
 
 DATA = Path(os.environ.get("LORALAB_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -77,7 +78,7 @@ def make_base(folder: Path, data: Path, family: str = "t5", **sizes: int) -> Pat
     config = AutoConfig.for_model(family, **(SMALL if family == "t5" else sizes))
     kind: Any = T5ForConditionalGeneration if family == "t5" else GPT2LMHeadModel
     kind(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(data / "tokenizers" / family).save_pretrained(folder)
+    load_tokenizer(data / "tokenizers" / family).save_pretrained(folder)
     return folder
 
 

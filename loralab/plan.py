@@ -22,6 +22,7 @@ from loralab.engine import measure, trace
 from loralab.errors import RecipeError
 from loralab.fit import NO_BUDGET, remedy
 from loralab.machine import Machine, this_machine
+from loralab.model_files import load_tokenizer
 
 LABELS = 2  # of a classifier whose recipe does not name them
 
@@ -117,11 +118,9 @@ def _length(setting: int | str, known: int | None, side: str) -> int:
 
 def _percentiles(recipe: Recipe, training: StreamedSplit, settings: dict[str, int | str]) -> tuple[int, int]:
     """Both lengths, from the rows themselves."""
-    from transformers import AutoTokenizer
-
     from loralab.data.encode import resolve_lengths
 
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model.name, local_files_only=True)
+    tokenizer = load_tokenizer(Path(recipe.model.name))
     return resolve_lengths(training, tokenizer, settings["source"], settings["target"])
 
 

@@ -23,6 +23,7 @@ from loralab.on_torch.load import quiet_transformers
 from loralab.on_torch.loss import log_probabilities, smoothed
 from loralab.on_torch.product import by_onednn
 from loralab.on_torch.quantize import Quantization, packed
+from loralab.pretrained import from_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,11 +120,14 @@ def load_classifier(
     torch.manual_seed(seed)
     try:
         with quiet_transformers(warnings=False):
-            model, found = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
+            model, found = from_pretrained(
+                AutoModelForSequenceClassification, folder,
+                dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True,
                 num_labels=len(names), id2label=names, label2id={name: place for place, name in names.items()},
                 problem_type=MULTI if labels.multi else SINGLE,
             )  # fmt: skip
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder} cannot be read as a classifier: {str(error).splitlines()[0]}") from error
     head = set(head_parameters(model))

@@ -18,6 +18,7 @@ from loralab.on_torch.heads import head_parameters
 from loralab.on_torch.load import quiet_transformers
 from loralab.on_torch.meter import Meter
 from loralab.on_torch.prepare import prepare
+from loralab.pretrained import from_config
 
 META = torch.device("meta")
 
@@ -103,7 +104,7 @@ def _model(file: Path, labels: int | None) -> tuple[nn.Module, str]:
         config.num_labels = labels
     try:
         with META, quiet_transformers(warnings=False):
-            return kinds[name].from_config(config), name
+            return from_config(kinds[name], config), name
     except ValueError as error:
         raise ModelError(
             f"{file} is of the architecture {raw['model_type']!r}, of which Transformers has no {name} to train with this recipe."

@@ -16,6 +16,7 @@ from torch import nn
 from loralab.errors import ModelError, nearest
 from loralab.model_files import read_config
 from loralab.on_torch.causal import without_cache
+from loralab.pretrained import refuse_code
 
 # Keys of config.json that models of pictures and of sound have.
 SENSES = ("vision_config", "image_size", "patch_size", "num_channels", "audio_config", "num_mel_bins", "conv_kernel")
@@ -35,6 +36,7 @@ def check_kind(folder: Path, classify: bool = False) -> None:
     Args:
         classify: it is to choose among labels instead, which any family can for which Transformers has a sequence classifier.
     """
+    refuse_code(folder)
     config = read_config(folder)
     if classify:
         return _check_classifier(folder, str(config.get("model_type")))

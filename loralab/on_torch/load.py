@@ -43,6 +43,7 @@ from loralab.on_torch.models.gpt2 import GPT2, drop_tied_head, from_files, to_fi
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.product import by_onednn
 from loralab.on_torch.quantize import Quantization, packed, quantization
+from loralab.pretrained import from_pretrained, refuse_code
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,17 +142,17 @@ def _load_with_transformers(
 ) -> nn.Module:
     import transformers
 
+    refuse_code(folder)
     names = config.get("architectures") or []
-    classes = [getattr(transformers, name) for name in names if hasattr(transformers, name)]
+    known = [getattr(transformers, str(name), None) for name in names]
+    classes = [kind for kind in known if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)]
     if not classes:
         raise ModelError(
             f"{folder}/config.json names the architectures {names}; Transformers {transformers.__version__} has none of them."
         )
     model: nn.Module
     with quiet_transformers():
-        model, found = classes[0].from_pretrained(
-            folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
-        )
+        model, found = from_pretrained(classes[0], folder, dtype=dtype or "auto", output_loading_info=True)
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
             f"{folder} lacks {len(missing)} of the weights that a {classes[0].__name__} has, such as {missing[0]}; "

@@ -26,6 +26,7 @@ from loralab.on_torch.optimizer import Optimizer
 from loralab.on_torch.prepare import prepare
 from loralab.on_torch.product import by_onednn
 from loralab.on_torch.quantize import quantization, settle
+from loralab.pretrained import from_config
 
 NARROW = 0.02  # random weights lie within so much of zero: nothing overflows, and no denormal number slows a step down
 
@@ -97,7 +98,7 @@ def random_model(base: Base, dtype: torch.dtype, device: torch.device) -> nn.Mod
     settings.problem_type = "single_label_classification"
     settings.num_labels = base.outputs
     with quiet_transformers(warnings=False):
-        found: nn.Module = AutoModelForSequenceClassification.from_config(settings)
+        found: nn.Module = from_config(AutoModelForSequenceClassification, settings)
     return by_onednn(found.to(device, dtype))
 
 
