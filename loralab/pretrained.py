@@ -64,10 +64,10 @@ def refuse_code(folder: Path) -> None:
 def _needed_code(folder: Path) -> Iterator[str]:
     """The code that stands for a class which Transformers lacks."""
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto import configuration_auto
 
-    config = _read(folder / CONFIG)
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+    known = configuration_auto.CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
+    if _read(folder / CONFIG).get("model_type") not in known:
         yield from _named_code(folder, CONFIG)
     name = str(_read(folder / TOKENIZER_CONFIG).get("tokenizer_class") or "")
     if name and not any(hasattr(transformers, each) for each in (name, name.removesuffix("Fast"))):
