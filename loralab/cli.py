@@ -1,4 +1,5 @@
-"""The command line: parse and call, nothing else. A mistake of the user's is one message on stderr and exit code 2."""
+"""The command line: parse and call, nothing else. A mistake of the user's is one message on stderr and exit code 2; an error
+that nobody foresaw is one too, with a file that holds the traceback, and exit code 70 (crash.py)."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from loralab import crash
 from loralab.errors import LoralabError, Stopped
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -322,27 +324,36 @@ def _labels(row: dict[str, Any]) -> str:
     return f"\n\n{labels_table(row['labels'])}"
 
 
-def _of_the_system(error: OSError) -> str:
-    """What the system refused, where it is about a file; any other error is raised again."""
+def _of_the_system(error: OSError) -> str | None:
+    """What the system refused, where it is about a file or a full disk; None of any other error."""
     if error.errno in FULL:
         return f"the disk is full ({error}). Make room; a run goes on with --resume."
     if error.filename is None:
-        raise error
+        return None
     return f"{error.filename}: {error.strerror}. Give another path, or mend what stands there."
+
+
+def _run() -> int:
+    """Runs the command; returns the exit code, which README.md lists."""
+    try:
+        app()
+    except LoralabError as error:
+        print(f"loralab: {error}", file=sys.stderr)
+        return 130 if isinstance(error, Stopped) else 2
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if (told := _of_the_system(error)) is None:
+            return crash.report(error)
+        print(f"loralab: {told}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        return crash.report(error)
+    return 0
 
 
 def main() -> NoReturn:
     """The console script."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a termination ends things as Ctrl-C does
-    try:
-        app()
-    except LoralabError as error:
-        print(f"loralab: {error}", file=sys.stderr)
-        sys.exit(130 if isinstance(error, Stopped) else 2)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        print(f"loralab: {_of_the_system(error)}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
+    sys.exit(_run())

@@ -19,8 +19,10 @@ from loralab.metrics import COLUMNS, LABELS, METRICS
 from loralab.model_settings import Count, FolderName, ModelSettings, Settings, folder_name
 from loralab.spec import LoRASpec
 from loralab.training_settings import OptimizerSettings, TrainingSettings
+from loralab.yaml_tree import shown
 
 Tree = dict[str, Any]
+Figure = Annotated[float, Field(strict=True)]
 
 PUBLISHED_COSTS = {  # figures beside scores that a recipe may quote, and their titles
     "trained_millions": "trained (M)", "gflops": "GFLOPs a step", "memory_gb": "GPU memory (GB)", "minutes": "minutes",
@@ -132,9 +134,9 @@ class Recipe(Settings):
     """Other data, by short names of yours: the loss on it is measured before and after the training, and shown as a column."""
     variants: dict[str, dict[str, Any]] = Field({})
     """What `compare` runs: a name -> dotted overrides of this recipe."""
-    published: dict[str, dict[str, float]] = Field({})
+    published: dict[str, dict[str, Figure]] = Field({})
     """Figures to show beside ours: a variant -> metric -> value; also trained_millions, gflops, memory_gb and minutes."""
-    published_epochs: dict[str, dict[str, tuple[float, ...]]] = Field({})
+    published_epochs: dict[str, dict[str, tuple[Figure, ...]]] = Field({})
     """The same after each epoch, to show in the table of epochs: a variant -> metric -> values from the first epoch on."""
     published_source: str = ""
     """Where those figures come from, and what they were measured on."""
@@ -162,6 +164,8 @@ class Recipe(Settings):
             raise ValueError(
                 f"lora.disabled is true, which means training.method: full; but training.method is {method!r}"
             )
+        if training is not None and not isinstance(training, dict):
+            return tree  # told as what it is
         return tree | {"training": (training or {}) | {"method": "full"}}
 
     @model_validator(mode="before")
@@ -286,7 +290,7 @@ def set_key(tree: Tree, path: list[str], value: Any, key: str) -> str | None:
     for part in path[:-1]:
         if not isinstance(tree.get(part), dict):
             if tree.get(part) is not None:
-                return f"{key}: {part!r} holds the value {tree[part]!r}, not settings"
+                return f"{key}: {part!r} holds the value {shown(tree[part])}, not settings"
             tree[part] = {}
         tree = tree[part]
     tree[path[-1]] = value
@@ -305,8 +309,10 @@ def with_overrides(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
     for key, value in overrides.items():
         if mistake := set_key(tree, key.split("."), value, key):
             raise RecipeError(mistake)
-    if overrides.get("training.method") == "full" and "model.quantize" not in overrides and "quantize" in tree["model"]:
-        tree["model"] |= {"quantize": None, "quantize_except": []}  # a frozen base's storage, of no use to this variant
+    model = tree.get("model")  # anything, where a recipe has not been checked yet
+    trains_all = overrides.get("training.method") == "full" and "model.quantize" not in overrides
+    if trains_all and isinstance(model, dict) and "quantize" in model:
+        model |= {"quantize": None, "quantize_except": []}  # a frozen base's storage, of no use to this variant
     return tree
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from loralab.model_settings import Count, Settings
+from loralab.model_settings import Count, Flag, Settings
 
 Length = Count | Annotated[str, Field(pattern=r"^p\d\d$")]
 
@@ -46,7 +46,7 @@ class DataSettings(Settings):
     """Instead of both, the column of a chat: a list of {role, content}, of which the last, the assistant's, is learnt."""
     objective: Literal["span-corruption", "gap-lines", "mixed"] | None = None
     """How a model learns from plain documents: it writes masked spans (T5), masked lines (as PEGASUS), or both in turn."""
-    packing: bool = False
+    packing: Flag = False
     """With source null: texts stand side by side in rows of max_target_length tokens, and none sees another; a text that is longer
     is cut into windows. Where they are evaluated every byte of a text counts, as bits_per_byte."""
     label: str | None = None
@@ -221,7 +221,7 @@ class HeldOutSettings(DataSettings):
 class MixedSettings(DataSettings):
     """Further data that is trained on beside the main data; columns, prompt and lengths are its own."""
 
-    weight: Annotated[float, Field(gt=0)] | None = None
+    weight: Annotated[float, Field(gt=0, strict=True)] | None = None
     """Rows of it for one row of the main data; 0.5 is one for two. null: each of its rows once an epoch."""
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from loralab.errors import UserError, invalid_settings
-from loralab.model_settings import Count, Settings
+from loralab.model_settings import Count, Flag, Settings
 
 TOKENS_PER_BATCH = 32768  # positions whose keys and values are kept at once: of the sources, and of every beam
 
@@ -22,20 +22,20 @@ class Decoding(Settings):
     """The longest answer, in tokens."""
     beams: Count = 1
     """Hypotheses kept at each step; 1 is greedy."""
-    length_penalty: Annotated[float, Field(ge=-100, le=100)] = 1.0
+    length_penalty: Annotated[float, Field(ge=-100, le=100, strict=True)] = 1.0
     """A finished beam's log-probability is divided by its length to this power: above 0 favours long answers, below 0 short ones."""
     early_stopping: Literal[False, True, "never"] = False
     """When the search of a row ends: true as soon as `beams` hypotheses are finished; false when the best open one, were it to end
     now, would be no better than the worst of them; never when none could become better."""
-    sample: bool = False
+    sample: Flag = False
     """Draw each token from the model's distribution instead of taking the likeliest."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0, strict=True)] = 1.0
     """Divides the logits before a draw: below 1 sharpens the distribution, above 1 flattens it."""
     top_k: Count | None = None
     """Draw from this many likeliest tokens; null from all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
     """Draw from the fewest likeliest tokens whose probabilities reach this sum; null from all."""
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0, strict=True)] = 1.0
     """Above 1 makes tokens that were written already less likely: their logits are divided by it where positive, else multiplied."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts with which an answer ends, such as "\\n\\n"; it is cut before the first of them. Where none comes, it ends as ever."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Count = Annotated[int, Field(gt=0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 
 
 def folder_name(name: str) -> str:
@@ -44,7 +45,7 @@ class ModelSizes(Settings):
     """Of a GPT-2: the longest text that it can read, in tokens."""
     feed_forward: Literal["relu", "gated-gelu"] | None = None
     """Of a T5: relu (T5 1.0) or gated-gelu (T5 1.1, FLAN-T5); gated-gelu."""
-    tie_embeddings: bool | None = None
+    tie_embeddings: Flag | None = None
     """Whether the output matrix is the embedding; true."""
 
 
@@ -73,7 +74,7 @@ class ModelSettings(Settings):
     in dtype all the same. Not for training.method full; needs the extra loralab[quantize]."""
     quantize_except: tuple[str, ...] = ()
     """With quantize: linear modules that stay in dtype, by rules as those of lora.rules, such as [wo]. Embeddings and heads always do."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1, strict=True)] | None = None
     """The model's own dropout while training; null keeps the checkpoint's (0.1 for T5)."""
 
     @field_validator("quantize", mode="before")

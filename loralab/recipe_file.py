@@ -21,9 +21,12 @@ from ruamel.yaml.error import YAMLError
 
 from loralab.config import BESIDE_RESULTS, Recipe, Tree, set_key, with_overrides
 from loralab.errors import RecipeError, nearest, nearest_file
+from loralab.yaml_tree import LINE, load_yaml, out_of_bounds, shortened, shown
 
 TEXT = {str, type(None)}  # kinds of a field that holds a text
 NULLS = ("null", "Null", "NULL", "~")
+MOST_LINES = 20  # mistakes that are told
+BLOCK = re.compile(r"a valid dictionary( or instance of \w+)?")
 QUOTED = re.compile(r"""\s*(?:'(?:[^']|'')*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 
 
@@ -52,13 +55,22 @@ def settings_of(overrides: Sequence[str]) -> Tree:
 
 def recipe_from_tree(tree: Tree, overrides: Sequence[str], where: str) -> Recipe:
     """The recipe of settings that were read already, with overrides applied; raises RecipeError as `load_recipe` does."""
+    _refuse(out_of_bounds(tree), where)
     tree = copy.deepcopy(tree)
     mistakes = [mistake for override in overrides if (mistake := _apply(tree, override))]
-    mistakes += _check(tree)
-    if mistakes:
-        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-        raise RecipeError(f"{count} in the recipe {where}:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
+    _refuse([*mistakes, *(out_of_bounds(tree) or _check(tree))], where)
     return Recipe.model_validate(tree)
+
+
+def _refuse(mistakes: Sequence[str], where: str) -> None:
+    """Raises RecipeError where there are mistakes."""
+    if not mistakes:
+        return
+    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    lines = [f"  {shortened(mistake, LINE)}" for mistake in mistakes[:MOST_LINES]]
+    if len(mistakes) > MOST_LINES:
+        lines.append(f"  and {len(mistakes) - MOST_LINES} more")
+    raise RecipeError(f"{count} in the recipe {where}:\n" + "\n".join(lines))
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -110,7 +122,7 @@ def _text(path: Path) -> str:
 def parse_tree(text: str, where: str) -> Tree:
     """The settings in a YAML text, unchecked."""
     try:
-        tree = YAML(typ="safe", pure=True).load(text)
+        tree = load_yaml(text)
     except YAMLError as error:
         raise RecipeError(f"{where} is not YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -125,13 +137,13 @@ def _apply(tree: Tree, override: str) -> str | None:
     """Applies one override in place; returns the mistake where there is one."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        return f"{override!r}: an override is written key=value, such as lora.rank=32"
+        return f"{shown(override)}: an override is written key=value, such as lora.rank=32"
     path, variants = key.split("."), tree.get("variants")
     try:
         value = _value(text, _kinds(path))
     except YAMLError:
         quotes = "single quotes" if QUOTED.fullmatch(text) else "quotes"
-        return f"{key}: {text!r} is not a YAML value; put it in {quotes}"
+        return f"{key}: {shown(text)} is not a YAML value; put it in {quotes}"
     if key == "variants" and isinstance(value, list):
         return _choose_variants(tree, value)
     if path[0] == "variants" and len(path) > 2 and isinstance(variants, dict) and path[1] not in variants:
@@ -150,7 +162,7 @@ def _value(text: str, kinds: set[Any]) -> Any:
         return None if not text or (text in NULLS and type(None) in kinds) else text
     brackets = text.lstrip()[:1] in ("{", "[")
     try:
-        value = YAML(typ="safe", pure=True).load(text)
+        value = load_yaml(text)
     except YAMLError:
         if brackets or QUOTED.fullmatch(text):
             raise
@@ -168,12 +180,15 @@ def _kinds(path: list[str]) -> set[Any]:
 def _choose_variants(tree: Tree, names: list[Any]) -> str | None:
     """`variants=[zero-shot, lora-8]` keeps these of the recipe's variants, in this order."""
     known = tree.get("variants") or {}
+    if not isinstance(known, dict):
+        return f"variants: names of variants can be chosen where the recipe has some; it has {shown(known)}"
     for name in names:
-        if name not in known:
-            return f"variants: there is no variant {name!r}. {nearest(str(name), known)}"
+        if not isinstance(name, str) or name not in known:
+            return f"variants: there is no variant {shown(name)}. {nearest(shortened(str(name)), known)}"
     tree["variants"] = {name: known[name] for name in names}
     for block in BESIDE_RESULTS:
-        tree[block] = {name: figures for name, figures in (tree.get(block) or {}).items() if name in names}
+        if isinstance(figures := tree.get(block), dict):
+            tree[block] = {name: each for name, each in figures.items() if name in names}
     return None
 
 
@@ -229,21 +244,23 @@ def _joined(mistakes: list[str]) -> list[str]:
 def _explain(kind: str, location: Iterable[int | str], message: str, got: Any) -> str:
     # Pydantic adds the name of each branch of a union to the location; only keys of the recipe mean something to the user.
     path = [str(part) for part in location]
-    key = ".".join(_real(path))
+    key = shortened(".".join(_real(path)))
     if kind == "extra_forbidden":
-        return f"{key}: unknown key. {nearest(path[-1], _keys(path[:-1]))}"
+        return f"{key}: unknown key. {nearest(shortened(path[-1]), _keys(path[:-1]))}"
     if kind == "missing":
         return f"{key}: missing; the recipe must give it"
     text = message.removeprefix("Value error, ")
     if kind == "value_error" and (got is None or isinstance(got, dict)):
         return f"{key}: {text}" if key else text
-    return f"{key}: {_sentence(kind, text)}" + ("" if text.endswith("?") else f"; got {got!r}")
+    return f"{key}: {_sentence(kind, text)}" + ("" if text.endswith("?") else f"; got {shown(got)}")
 
 
 def _sentence(kind: str, message: str) -> str:
     return (
-        message.replace("Input should be", "expected")
+        BLOCK.sub("a block of settings", message)
+        .replace("Input should be", "expected")
         .replace("a valid tuple", "a list")
+        .replace("a valid boolean", "true or false")
         .replace("String should match pattern '^p\\d\\d$'", "expected a percentile such as p85")
     )
 

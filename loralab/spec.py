@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from loralab.errors import TargetError
+from loralab.model_settings import Flag
 
 Value = TypeVar("Value")
 
@@ -38,13 +39,13 @@ class LoRASpec(BaseModel):
     """Columns of the update: r."""
     rules: Names | None = None
     """Which modules: `q`, `SelfAttention.q`, `Attention.q`, globs, `re:…`, `all-linear`; None means the family's default."""
-    alpha: Annotated[float, Field(gt=0)] | None = None
+    alpha: Annotated[float, Field(gt=0, strict=True)] | None = None
     """Numerator of the scale; None means a scale of exactly 1."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
     """Probability with which an input element of the update is dropped while training."""
-    shared_dropout: bool = True
+    shared_dropout: Flag = True
     """One mask for the projections that read the same input (q, k, v); false draws one each, as PEFT does."""
-    tune_vectors: bool = False
+    tune_vectors: Flag = False
     """Also train every bias and every norm's scale."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained too: none, all of the model, or those of the adapted modules."""
@@ -52,17 +53,17 @@ class LoRASpec(BaseModel):
     """Modules trained and saved whole, such as a task head; written as rules."""
     rank_pattern: Mapping[str, Annotated[int, Field(gt=0, strict=True)]] = {}
     """Ranks for some modules: a regular expression that reaches the end of the module's name -> rank; the first match wins."""
-    alpha_pattern: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    alpha_pattern: Mapping[str, Annotated[float, Field(gt=0, strict=True)]] = {}
     """Alphas for some modules, in the same way."""
-    use_rslora: bool = False
+    use_rslora: Flag = False
     """Divide alpha by √r instead of r."""
-    use_dora: bool = False
+    use_dora: Flag = False
     """Train the length of each row of W apart from its direction (Liu et al. 2024, https://arxiv.org/abs/2402.09353)."""
     init: Literal["kaiming", "gaussian", "normal", "kaiming_normal"] = "kaiming"
     """Start of A: kaiming-uniform (PEFT's default), N(0, 1/r²) (PEFT's "gaussian"), N(0, 1), or N(0, 2/in). B starts at zero."""
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] | None = None
     """Seed of that start; None means the training's seed in a recipe, and 0 elsewhere."""
-    disabled: bool = False
+    disabled: Flag = False
     """No adapter: the whole model is trained."""
 
     def __init__(self, **fields: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from loralab.errors import RecipeError
-from loralab.model_settings import Count, Settings
+from loralab.model_settings import Count, Flag, Settings
 
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 TrackerName = Literal["tensorboard", "wandb"]
@@ -22,7 +22,7 @@ class TrainingSettings(Settings):
     """lora, head (of a classifier, alone), full (every weight), or none (the base as it is: zero-shot)."""
     head: Literal["trained", "frozen"] | None = None
     """A classifier's head under lora: null trains one that is freshly initialised, and freezes one that the base brings."""
-    frozen_dropout: bool = False
+    frozen_dropout: Flag = False
     """With method head: dropout in the frozen part too, which then must be run in every step; without, once for all epochs."""
     epochs: Count = 1
     """Passes over the training rows; with a mixture, over those of the main data."""
@@ -32,9 +32,9 @@ class TrainingSettings(Settings):
     """Or padded tokens a step, source and target together: long rows come in small batches. 4096 where neither is given."""
     accumulate: Count = 1
     """Batches a step: their gradients are added up, each target token weighing the same."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
     """Share of the loss that goes to the whole vocabulary instead of the label. Reported losses are without it."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Flag = False
     """Keep less for the backward pass and compute it again: less memory, about a third more time."""
     save_every: Count = 200
     """Steps between two checkpoints, from which `--resume` goes on."""
@@ -86,21 +86,21 @@ class TrainingSettings(Settings):
 class OptimizerSettings(Settings):
     """AdamW and its learning rate's course."""
 
-    learning_rate: Annotated[float, Field(gt=0)] | Literal["pilot"] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, strict=True)] | Literal["pilot"] = 1e-3
     """The highest one; LoRA takes about ten times that of full fine-tuning. Or pilot: the best of five, found by short trainings."""
-    scale_parameter: bool = False
+    scale_parameter: Flag = False
     """Each tensor's rate is also multiplied by the root mean square of its weights, as in T5's own training: for random weights."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.0
     """Decoupled; of matrices, not of biases, norms and embeddings (an output head that is the embedding is one)."""
-    lora_plus_ratio: Annotated[float, Field(gt=0)] = 1.0
+    lora_plus_ratio: Annotated[float, Field(gt=0, strict=True)] = 1.0
     """How many times the rate LoRA's B takes that of the rest (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354)."""
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
     """Share of the steps over which the rate rises from zero."""
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
     """Or their number."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How it falls afterwards: to zero, or not at all."""
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0, strict=True)] | None = 1.0
     """The gradient is shortened to this length; null leaves it."""
 
     @property

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before any test module is
+os.environ.setdefault("LORALAB_TRACEBACK", "1")  # of an unforeseen error, where a test shows what a command has printed
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes on few cores wait for one another
 os.environ["LORALAB_CACHE"] = tempfile.mkdtemp(prefix="loralab-tests-")  # never the user's; processes inherit it
 

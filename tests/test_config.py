@@ -125,7 +125,7 @@ def test_texts_of_other_fields_are_texts_too(recipe_file: Path) -> None:
     labels = ["data.target=null", "data.label=summary", "data.labels.0=null", "data.labels.1=true"]
     assert load_recipe(recipe_file, labels).data.labels == {"0": "null", "1": "true"}
     assert load_recipe(recipe_file, labels).data.target is None
-    assert mistakes(recipe_file, "data.name=") == ["  data.name: expected a valid string; got None"]
+    assert mistakes(recipe_file, "data.name=") == ["  data.name: expected a valid string; got null"]
 
 
 def test_three_mistakes_are_three_lines(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_three_mistakes_are_three_lines(tmp_path: Path) -> None:
         ("lora.rnak=4", "lora.rnak: unknown key. Did you mean 'rank'?"),
         ("training.epochs=1.5", "training.epochs: expected a valid integer; got 1.5"),
         ("training.epochs=0", "training.epochs: expected greater than 0; got 0"),
-        ("training.seed=true", "training.seed: expected a valid integer or a list; got True"),
+        ("training.seed=true", "training.seed: expected a valid integer or a list; got true"),
         ("lora.dropout=1.0", "lora.dropout: expected less than 1; got 1.0"),
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate: expected a finite number or 'pilot'; got nan"),
         ("optimizer.schedule=liner", "optimizer.schedule: expected 'linear', 'cosine' or 'constant'; got 'liner'"),
@@ -157,7 +157,7 @@ def test_three_mistakes_are_three_lines(tmp_path: Path) -> None:
         ("evaluation.early_stopping=soon", "evaluation.early_stopping: expected False, True or 'never'; got 'soon'"),
         ("model.dtype=float16", "model.dtype: expected 'auto', 'float32' or 'bfloat16'; got 'float16'"),
         ("optimizer.schedule=linear # now", "optimizer.schedule: expected 'linear', 'cosine' or 'constant'; got 'linear # now'"),
-        ("lora=3", "lora: expected a valid dictionary or instance of LoRASpec; got 3"),
+        ("lora=3", "lora: expected a block of settings; got 3"),
         ("lora", "'lora': an override is written key=value, such as lora.rank=32"),
         ("lora.rank=[", "lora.rank: '[' is not a YAML value; put it in quotes"),
         (r'data.prompt="\d"', r"""data.prompt: '"\\d"' is not a YAML value; put it in single quotes"""),

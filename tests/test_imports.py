@@ -35,6 +35,7 @@ LAYERS: tuple[set[str], ...] = (
         "decoding",
         "config",
         "recipe_file",
+        "yaml_tree",
         "extras",
         "metrics",
         "embedded",
@@ -77,7 +78,7 @@ LAYERS: tuple[set[str], ...] = (
     },
     {"train", "use", "answer", "answer_labels", "score"},
     {"epochs", "compare", "report", "variants", "kept", "pictures", "fit", "plan", "plan_report", "predicted", "runs"},
-    {"cli", "__main__"},
+    {"cli", "crash", "__main__"},
 )
 # Each engine: what it may import of the layers, and the frameworks that are its own.
 ENGINE_MAY_IMPORT = {
