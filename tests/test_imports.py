@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A new file or folder of loralab/ gets its place here.
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
+    {"atomic_files"},
     {
         "spec",
         "labels",
@@ -82,6 +83,7 @@ LAYERS: tuple[set[str], ...] = (
 )
 # Each engine: what it may import of the layers, and the frameworks that are its own.
 ENGINE_MAY_IMPORT = {
+    "atomic_files",
     "model_settings",
     "data_settings",
     "training_settings",
