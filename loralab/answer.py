@@ -94,7 +94,7 @@ def answer(
         overrides = [*overrides, f"evaluation.stop={json.dumps(ends, ensure_ascii=False)}"]
     at_terminal = not (question.texts or question.input or question.sample) and sys.stdin.isatty()
     texts = [] if at_terminal or question.input or question.sample else _given_texts(question)
-    recipe, saved = find_trained(trained, overrides, base, NO_DATA)
+    recipe, saved = find_trained(trained, overrides, base, NO_DATA, lenient=True)  # --sample reads any split
     check_extras(recipe, trains=False)
     if question.seed is not None and question.sample is None and not recipe.evaluation.sample:
         raise UserError(

@@ -22,6 +22,7 @@ from loralab.data_settings import DataSettings
 from loralab.errors import RecipeError
 from loralab.progress import say
 from loralab.recipe_file import read_tree, recipe_from_tree, settings_of
+from loralab.scales import changed_scales
 
 DEFAULTS = "own-data"
 OF_OTHER_DATA = ("published", "published_source", "description", "next_steps")  # what a recipe says of its own data
@@ -51,8 +52,16 @@ def recipe_for(data: str, name: str | None, overrides: Sequence[str], command: s
     tree = tree_for(place, name, table, choices)
     for block, key in not_for(given) if name is None else not_for(given) & {*LENGTHS}:
         del tree[block][key]
-    recipe = recipe_from_tree(tree, overrides, name or place)
+    recipe = announced(tree, overrides, name or place, command)
     say(found(table, recipe.data, choices))
+    return recipe
+
+
+def announced(tree: Tree, overrides: Sequence[str], where: str, command: str) -> Recipe:
+    """The recipe of settings and overrides, as `recipe_from_tree` makes it; how a rank alone changes the scale is said."""
+    recipe = recipe_from_tree(tree, overrides, where)
+    for line in changed_scales(tree, settings_of(overrides), recipe, variants=command != "train"):
+        say(line)
     return recipe
 
 

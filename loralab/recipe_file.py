@@ -21,6 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from loralab.config import BESIDE_RESULTS, Recipe, Tree, set_key, with_overrides
 from loralab.errors import RecipeError, nearest, nearest_file
+from loralab.idle import without_effect
 from loralab.yaml_tree import LINE, load_yaml, out_of_bounds, shortened, shown
 
 TEXT = {str, type(None)}  # kinds of a field that holds a text
@@ -53,13 +54,20 @@ def settings_of(overrides: Sequence[str]) -> Tree:
     return tree
 
 
-def recipe_from_tree(tree: Tree, overrides: Sequence[str], where: str) -> Recipe:
-    """The recipe of settings that were read already, with overrides applied; raises RecipeError as `load_recipe` does."""
+def recipe_from_tree(tree: Tree, overrides: Sequence[str], where: str, lenient: bool = False) -> Recipe:
+    """The recipe of settings that were read already, with overrides applied; raises RecipeError as `load_recipe` does.
+
+    Args:
+        lenient: settings without effect are no mistakes, as where a command reads more than a run of the recipe would.
+    """
     _refuse(out_of_bounds(tree), where)
-    tree = copy.deepcopy(tree)
+    file, tree = tree, copy.deepcopy(tree)
     mistakes = [mistake for override in overrides if (mistake := _apply(tree, override))]
     _refuse([*mistakes, *(out_of_bounds(tree) or _check(tree))], where)
-    return Recipe.model_validate(tree)
+    recipe = Recipe.model_validate(tree)
+    if not lenient:
+        _refuse(without_effect(file, settings_of(overrides), recipe), where)
+    return recipe
 
 
 def _refuse(mistakes: Sequence[str], where: str) -> None:
@@ -206,6 +214,18 @@ def _check(tree: Tree) -> list[str]:
         if isinstance(overrides, dict):
             found = _variant_mistakes(plain, overrides)
             mistakes += [f"variants.{name}: {mistake}" for mistake in found if mistake not in mistakes]
+    return mistakes or _unfit_variants(Recipe.model_validate(tree))
+
+
+def _unfit_variants(recipe: Recipe) -> list[str]:
+    """What does not fit a variant of the recipe as it is stored, with its defaults: a variant that changes the task, for one, names
+    its metrics too."""
+    mistakes: list[str] = []
+    for name in recipe.variants:
+        try:
+            recipe.variant(name)
+        except ValidationError as error:
+            mistakes += [f"variants.{name}: {mistake}" for mistake in _explained(error)]
     return mistakes
 
 
@@ -220,11 +240,15 @@ def _mistakes(tree: Tree) -> list[str]:
     try:
         Recipe.model_validate(tree)
     except ValidationError as error:
-        found: dict[str, None] = {}
-        for mistake in error.errors():
-            found[_explain(mistake["type"], mistake["loc"], mistake["msg"], mistake["input"])] = None
-        return _joined(list(found))
+        return _explained(error)
     return []
+
+
+def _explained(error: ValidationError) -> list[str]:
+    found: dict[str, None] = {}
+    for mistake in error.errors():
+        found[_explain(mistake["type"], mistake["loc"], mistake["msg"], mistake["input"])] = None
+    return _joined(list(found))
 
 
 def _joined(mistakes: list[str]) -> list[str]:

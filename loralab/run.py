@@ -30,8 +30,8 @@ from loralab.atomic_files import write_text
 from loralab.config import BESIDE_RESULTS, Recipe
 from loralab.data.readers import READERS, suffix_of
 from loralab.errors import RecipeError, RunError, nearest_file
-from loralab.own_data import DEFAULTS, recipe_for
-from loralab.recipe_file import load_recipe, recipe_from_tree, shipped_recipes, stored_tree, to_yaml
+from loralab.own_data import DEFAULTS, announced, recipe_for
+from loralab.recipe_file import read_tree, recipe_from_tree, shipped_recipes, stored_tree, to_yaml
 from loralab.spec import LoRASpec
 
 RECIPE, METRICS, PREDICTIONS, RECORD = "recipe.yaml", "metrics.jsonl", "predictions.jsonl", "record.json"
@@ -87,7 +87,8 @@ def recipe_and_folder(
             f"For data of your own: {_with_own_data(command, 'my.csv')}."
         )
     if resume and (Path(name) / RECIPE).exists():
-        return load_recipe(Path(name) / RECIPE, overrides), out or Path(name)
+        name, out = str(Path(name) / RECIPE), out or Path(name)
+        return announced(read_tree(name), overrides, name, command), out
     if _is_data(Path(name)):
         raise RecipeError(f"{name} is no recipe but data. Use it so: {_with_own_data(command, name)}.")
     if (Path(name) / RECIPE).exists():
@@ -96,7 +97,7 @@ def recipe_and_folder(
             f"Plan it: {again}" if command == "plan" else f"Go on with it: `{go_on(Path(name))}`; do it again: {again}"
         )
         raise RecipeError(f"{name} is a {'comparison' if is_comparison(Path(name)) else 'run'}. {further}.")
-    return load_recipe(name, overrides), out
+    return announced(read_tree(name), overrides, name, command), out
 
 
 def _is_data(path: Path) -> bool:
@@ -212,7 +213,11 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def find_trained(
-    path: Path, overrides: list[str], base: str | None, data: dict[str, Any] | None = None
+    path: Path,
+    overrides: list[str],
+    base: str | None,
+    data: dict[str, Any] | None = None,
+    lenient: bool = False,
 ) -> tuple[Recipe, Path | None]:
     """The recipe of a run, of a single adapter or of a plain model, and what was trained (None for the base as it is).
 
@@ -221,6 +226,7 @@ def find_trained(
         overrides: of the stored recipe. What was made elsewhere has none: they must say what is needed.
         base: the base's place now, where it has moved.
         data: the recipe's data block where none is stored.
+        lenient: overrides without effect in a run are no mistakes.
     """
     if not path.is_dir():
         raise RunError(
@@ -231,7 +237,7 @@ def find_trained(
     if (path / RECIPE).exists():
         saved = next((path / name for name in SAVED if (path / name).exists()), None)
         tree = with_lengths(stored_tree(path / RECIPE), recorded(path).get("lengths"))
-        recipe = recipe_from_tree(tree, overrides, str(path / RECIPE))
+        recipe = recipe_from_tree(tree, overrides, str(path / RECIPE), lenient)
         if is_comparison(path):
             runs = sorted(str(file.parent) for file in path.glob(f"**/{RECORD}") if REPLACED not in file.parts)
             raise RunError(
@@ -241,14 +247,14 @@ def find_trained(
             raise RunError(f"{path} holds a recipe, but neither {' nor '.join(SAVED)}: the run there has not finished.")
         return recipe, saved
     if (path / "adapter_config.json").exists():
-        return recipe_from_tree(_with_data(_adapter_tree(path), _for_labels(path, data)), overrides, str(path)), path
+        tree = _with_data(_adapter_tree(path), _for_labels(path, data))
+        return recipe_from_tree(tree, overrides, str(path), lenient), path
     if (path / "config.json").exists():
         if stored := _card_tree(path):  # trained whole, and copied out of its run
-            return recipe_from_tree(
-                stored | {"model": {**stored["model"], "name": str(path)}}, overrides, str(path)
-            ), path
+            here = {"model": {**stored["model"], "name": str(path)}}
+            return recipe_from_tree(stored | here, overrides, str(path), lenient), path
         tree = {"name": path.resolve().name, "model": {"name": str(path)}, "training": {"method": "none"}}
-        return recipe_from_tree(_with_data(tree, _for_labels(path, data)), overrides, str(path)), None
+        return recipe_from_tree(_with_data(tree, _for_labels(path, data)), overrides, str(path), lenient), None
     raise RunError(
         f"{path} is neither a run (it has no {RECIPE}) nor an adapter (it has no adapter_config.json) "
         "nor a model (it has no config.json)."

@@ -36,6 +36,8 @@ LAYERS: tuple[set[str], ...] = (
         "decoding",
         "config",
         "recipe_file",
+        "idle",
+        "scales",
         "yaml_tree",
         "extras",
         "metrics",
