@@ -234,7 +234,9 @@ def test_the_scores_are_of_the_prompt_with_its_example(compared: tuple[dict[str,
             loss = float(model(**ids, labels=labels).loss)
         if len(tokenizer(PROMPT.format(dialogue=after["source"]), verbose=False).input_ids) <= 450:
             assert after["loss"] == pytest.approx(loss, abs=2e-5)  # six digits
-        same = after["loss"] == pytest.approx(before["loss"], abs=2e-5)  # six digits; other rows in its batch pad it otherwise
+        same = after["loss"] == pytest.approx(
+            before["loss"], abs=2e-5
+        )  # six digits; other rows in its batch pad it otherwise
         assert same == (not shown)
     dialogues = {line["source"]: (line["shots"], line["prediction"]) for line in shot}
     assert all((line["shots"], line["prediction"]) == dialogues[line["source"]] for line in shot), "asked alike"
