@@ -34,14 +34,14 @@ test: setup ## every test, without a network; a process for each core
 	$(BIN)/pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 torture: setup ## a run killed 200 times at random moments, and what became of it
-	LORALAB_KILLS=200 $(BIN)/pytest -q tests/test_resume.py -k killed
+	LORALAB_KILLS=200 $(BIN)/pytest -q tests/runs/test_resume.py -k killed
 
 check: setup ## style, types, spelling, the rules about imports, and the documents
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/codespell
-	$(BIN)/pytest -q -m "not slow" tests/test_imports.py tests/test_documents.py tests/test_links.py tests/test_notebook.py tests/test_public_names.py
+	$(BIN)/pytest -q -m "not slow" tests/project/test_imports.py tests/project/test_documents.py tests/project/test_links.py tests/project/test_notebook.py tests/project/test_public_names.py
 
 format: setup ## what can be put in style without a thought
 	$(BIN)/ruff check --fix

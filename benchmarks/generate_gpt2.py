@@ -34,16 +34,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPT2LMHeadModel
 
 from loralab import load_adapter
-from loralab.data.encode import encode_sources
+from loralab.config.generation import Decoding
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
-from loralab.decoding import Decoding
-from loralab.model_files import load_tokenizer
-from loralab.on_torch.device import choose_device
-from loralab.on_torch.generate import generate_ids, pad
-from loralab.on_torch.load import load_weights
+from loralab.data.tokenization import encode_sources
+from loralab.models.checkpoint_files import load_tokenizer
+from loralab.on_torch.generation.generate import generate_ids, pad
+from loralab.on_torch.loading.device import choose_device
+from loralab.on_torch.loading.load import load_weights
 from loralab.on_torch.models.gpt2 import GPT2
-from loralab.on_torch.product import laid_out
+from loralab.on_torch.ops.onednn_linear import laid_out
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PEERS_DTYPES = ("fp32", "bf16", "bf16 with adapter in fp32", "autocast")

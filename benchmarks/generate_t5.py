@@ -24,14 +24,14 @@ import torch
 from peers import GRID, Setting, arguments, machine, make_base, race, ratio, recipe_for, say, seconds
 from transformers import T5ForConditionalGeneration
 
-from loralab.data.encode import encode_sources
+from loralab.config.generation import Decoding
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
-from loralab.decoding import Decoding
-from loralab.model_files import load_tokenizer
-from loralab.on_torch.device import choose_device
-from loralab.on_torch.generate import pad
-from loralab.on_torch.step import TorchEngine, open_engine
+from loralab.data.tokenization import encode_sources
+from loralab.models.checkpoint_files import load_tokenizer
+from loralab.on_torch.engine import TorchEngine, open_engine
+from loralab.on_torch.generation.generate import pad
+from loralab.on_torch.loading.device import choose_device
 
 
 class Peer:

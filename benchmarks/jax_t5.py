@@ -26,21 +26,21 @@ import optax
 import torch
 from torch import Tensor
 
-from loralab.config import Recipe
+from loralab.config.generation import Decoding
+from loralab.config.loading import load_recipe
+from loralab.config.recipe import Recipe
 from loralab.data.batches import Batch, collate, plan_batches
-from loralab.data.encode import encode, encode_sources
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
-from loralab.decoding import Decoding
-from loralab.model_files import model_folder
+from loralab.data.tokenization import encode, encode_sources
+from loralab.models.checkpoint_files import model_folder
 from loralab.on_jax import adapt, load_adapter
-from loralab.on_jax.generate import generate_ids
-from loralab.on_jax.load import load_weights
+from loralab.on_jax.generation.generate import generate_ids
+from loralab.on_jax.loading.load import load_weights
 from loralab.on_jax.names import from_hugging_face
-from loralab.on_torch import generate as on_torch
-from loralab.on_torch.step import TorchEngine, open_engine
-from loralab.recipe_file import load_recipe
-from loralab.schedule import rate_at
+from loralab.on_torch.engine import TorchEngine, open_engine
+from loralab.on_torch.generation import generate as on_torch
+from loralab.training.lr_schedule import rate_at
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ import torch
 from transformers import AutoConfig, GPT2LMHeadModel, T5ForConditionalGeneration
 from transformers.utils import logging
 
-from loralab.config import Recipe
-from loralab.model_files import load_tokenizer
-from loralab.recipe_file import load_recipe
+from loralab.config.loading import load_recipe
+from loralab.config.recipe import Recipe
+from loralab.models.checkpoint_files import load_tokenizer
 
 DATA = Path(os.environ.get("LORALAB_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 SMALL = {

@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from loralab.config import Recipe
+from loralab.config.model import ModelSizes
+from loralab.config.recipe import Recipe
 from loralab.data.batches import Batch
-from loralab.data.tokenizer import GPT2, train_tokenizer
-from loralab.families.gpt2 import GPT2Config, new_config
-from loralab.model_settings import ModelSizes
-from loralab.on_torch.fresh import write_model
-from loralab.on_torch.step import TorchEngine, open_engine
+from loralab.data.tokenizer_training import GPT2, train_tokenizer
+from loralab.models.gpt2 import GPT2Config, new_config
+from loralab.on_torch.engine import TorchEngine, open_engine
+from loralab.on_torch.loading.random_init import write_model
 
 RATE = 6e-4
 PROMISED = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # bf16, dense, operations a second

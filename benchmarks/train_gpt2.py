@@ -29,11 +29,11 @@ from torch import nn
 from transformers import GPT2LMHeadModel
 
 from loralab.data.batches import Batch, collate, plan_batches
-from loralab.data.encode import encode
 from loralab.data.splits import read_split
-from loralab.on_torch.causal import join
-from loralab.on_torch.device import choose_device
-from loralab.on_torch.step import TorchEngine, open_engine
+from loralab.data.tokenization import encode
+from loralab.on_torch.engine import TorchEngine, open_engine
+from loralab.on_torch.loading.device import choose_device
+from loralab.on_torch.models.causal import join
 
 RATE = 1e-3
 TARGETS = ["c_attn", "c_proj"]

@@ -31,13 +31,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import T5ForConditionalGeneration
 
 from loralab.data.batches import IGNORED_LABEL, Batch, collate, plan_batches
-from loralab.data.encode import encode
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
-from loralab.model_files import load_tokenizer
-from loralab.on_torch.device import choose_device
-from loralab.on_torch.memory import peak_memory
-from loralab.on_torch.step import TorchEngine, open_engine
+from loralab.data.tokenization import encode
+from loralab.models.checkpoint_files import load_tokenizer
+from loralab.on_torch.engine import TorchEngine, open_engine
+from loralab.on_torch.loading.device import choose_device
+from loralab.on_torch.profiling.memory import peak_memory
 
 RATE = 1e-3
 PUBLISHED_ROWS, PUBLISHED_SOURCE, PUBLISHED_TARGET = 8, 512, 128

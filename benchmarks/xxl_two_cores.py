@@ -33,10 +33,10 @@ from torch import Tensor
 
 import loralab
 from loralab.data.readers import jsonl_records
-from loralab.families.t5 import SIZES, T5Config, config_json, deviation
-from loralab.model_files import INDEX
-from loralab.on_torch.dropout import set_dropout
+from loralab.models.checkpoint_files import INDEX
+from loralab.models.t5 import SIZES, T5Config, config_json, deviation
 from loralab.on_torch.models.t5 import T5
+from loralab.on_torch.ops.dropout import set_dropout
 
 SHARD, SPARE = 2**30, 5 * 2**30
 SOURCE, TARGET = 255, 50

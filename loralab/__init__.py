@@ -9,28 +9,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loralab.config import Recipe
+    from loralab.config.loading import load_recipe
+    from loralab.config.lora import LoRASpec
+    from loralab.config.recipe import Recipe
     from loralab.errors import LoralabError, UserError
-    from loralab.on_torch.attach import Adapter, attach
-    from loralab.on_torch.generate import generate
-    from loralab.on_torch.load import load_model
-    from loralab.on_torch.stored import load_adapter
-    from loralab.recipe_file import load_recipe
-    from loralab.spec import LoRASpec
+    from loralab.on_torch.adapters.adapter_io import load_adapter
+    from loralab.on_torch.adapters.attach import Adapter, attach
+    from loralab.on_torch.generation.generate import generate
+    from loralab.on_torch.loading.load import load_model
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Adapter": "loralab.on_torch.attach",
-    "LoRASpec": "loralab.spec",
+    "Adapter": "loralab.on_torch.adapters.attach",
+    "LoRASpec": "loralab.config.lora",
     "LoralabError": "loralab.errors",
-    "Recipe": "loralab.config",
+    "Recipe": "loralab.config.recipe",
     "UserError": "loralab.errors",
-    "attach": "loralab.on_torch.attach",
-    "generate": "loralab.on_torch.generate",
-    "load_adapter": "loralab.on_torch.stored",
-    "load_model": "loralab.on_torch.load",
-    "load_recipe": "loralab.recipe_file",
+    "attach": "loralab.on_torch.adapters.attach",
+    "generate": "loralab.on_torch.generation.generate",
+    "load_adapter": "loralab.on_torch.adapters.adapter_io",
+    "load_model": "loralab.on_torch.loading.load",
+    "load_recipe": "loralab.config.loading",
 }
 
 __all__ = [

@@ -1,5 +1,5 @@
 """The command line: parse and call, nothing else. A mistake of the user's is one message on stderr and exit code 2; an error
-that nobody foresaw is one too, with a file that holds the traceback, and exit code 70 (crash.py)."""
+that nobody foresaw is one too, with a file that holds the traceback, and exit code 70 (console/crash.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from loralab import crash
+from loralab.console import crash
 from loralab.errors import LoralabError, Stopped
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -64,9 +64,9 @@ def train(
 
     Example: loralab train t5-small-xsum lora.rank=32 --out runs/rank-32
     """
-    from loralab.forgetting import in_words
-    from loralab.run import recipe_and_folder
-    from loralab.train import train as run
+    from loralab.evaluation.forgetting import in_words
+    from loralab.runs.folder import recipe_and_folder
+    from loralab.training.train import train as run
 
     settings, folder = recipe_and_folder("train", recipe, overrides or [], data, out, resume)
     folder, record = run(settings, folder, resume)
@@ -91,9 +91,9 @@ def compare(
 
     Example: loralab compare flan-t5-base-dialogsum data.max_train_rows=1000
     """
-    from loralab.compare import compare as run
-    from loralab.report import report
-    from loralab.run import recipe_and_folder
+    from loralab.experiments.compare import compare as run
+    from loralab.reports.summary import report
+    from loralab.runs.folder import recipe_and_folder
 
     settings, folder = recipe_and_folder("compare", recipe, overrides or [], data, out, resume)
     results = run(settings, folder, resume)
@@ -119,10 +119,10 @@ def plan(
 
     Example: loralab plan flan-t5-xxl-samsum
     """
-    from loralab.plan import Question
-    from loralab.plan import plan as foresee
-    from loralab.plan_report import report
-    from loralab.run import recipe_and_folder
+    from loralab.planning.plan import Question
+    from loralab.planning.plan import plan as foresee
+    from loralab.planning.report import report
+    from loralab.runs.folder import recipe_and_folder
 
     settings, _ = recipe_and_folder("plan", recipe, overrides or [], None, None, False)
     found = foresee(settings, Question(measure, price_per_hour, tokens_per_second))
@@ -135,7 +135,7 @@ def evaluate(trained: Trained, overrides: Overrides = None, base: Base = None, a
 
     Example: loralab evaluate runs/rank-32/adapter evaluation.split=validation
     """
-    from loralab.use import evaluate_saved
+    from loralab.inference.saved_model import evaluate_saved
 
     row = evaluate_saved(trained, overrides or [], base)
     _finish(row, as_json, _scores(row["metrics"]) + _labels(row))
@@ -176,8 +176,8 @@ def score(
 
     Example: loralab score answers.csv --prediction base --prediction lora
     """
-    from loralab.predictions import Columns
-    from loralab.score import report, score_files
+    from loralab.evaluation.prediction_files import Columns
+    from loralab.evaluation.score_files import report, score_files
 
     columns = Columns(prediction or (), reference or (), source, group)
     results = score_files(files, columns, metrics.split(","))
@@ -234,7 +234,7 @@ def generate(
 
     Example: loralab generate runs/rank-32 --text "Tom: Lunch? Ann: At one."
     """
-    from loralab.answer import Question, answer
+    from loralab.inference.generate import Question, answer
 
     question = Question(text or (), input, out, sample, as_json, seed)
     result, words = answer(trained, question, overrides or [], base, max_new_tokens, stop or (), top_p)
@@ -253,7 +253,7 @@ def merge(
 
     Example: loralab merge runs/rank-32 --out merged
     """
-    from loralab.use import merge_saved
+    from loralab.inference.saved_model import merge_saved
 
     dtype = merge_saved(trained, out, base)
     _finish(
@@ -272,7 +272,7 @@ def runs(
 
     Example: loralab runs
     """
-    from loralab import runs as below
+    from loralab.runs import listing as below
 
     listed = below.list_runs(folder)
     _finish(below.as_json(listed, folder), as_json, below.report(listed, folder))
@@ -284,7 +284,7 @@ def recipes(as_json: AsJson = False) -> None:
 
     Example: loralab recipes
     """
-    from loralab.recipe_file import load_recipe, shipped_recipes
+    from loralab.config.loading import load_recipe, shipped_recipes
 
     lines = {name: load_recipe(name).description for name in shipped_recipes()}
     width = max(map(len, lines))
@@ -297,7 +297,7 @@ def schema() -> None:
 
     Example: loralab schema > recipe.schema.json
     """
-    from loralab.config import recipe_schema
+    from loralab.config.recipe import recipe_schema
 
     print(json.dumps(recipe_schema(), indent=2))
 
@@ -319,7 +319,7 @@ def _labels(row: dict[str, Any]) -> str:
     """A classifier's table of labels."""
     if "labels" not in row:
         return ""
-    from loralab.confusion import labels_table
+    from loralab.evaluation.confusion_matrix import labels_table
 
     return f"\n\n{labels_table(row['labels'])}"
 

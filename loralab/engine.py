@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from loralab.config import Recipe
+    from loralab.config.generation import Decoding
+    from loralab.config.model import ModelSettings
+    from loralab.config.recipe import Recipe
     from loralab.data.batches import Batch
-    from loralab.data.chat import Chat
-    from loralab.data.denoise import Encoded
+    from loralab.data.chat_template import Chat
     from loralab.data.prompts import Prompt
-    from loralab.decoding import Decoding
-    from loralab.labels import Labels
-    from loralab.model_settings import ModelSettings
+    from loralab.data.span_corruption import Encoded
+    from loralab.metrics.labels import Labels
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def open_engine(
 
 def create_base(settings: ModelSettings, tokenizer: str, seed: int, folder: Path) -> None:
     """Writes a base with random weights, of the settings' sizes, with the tokenizer of a folder or hub id."""
-    _module(settings.engine, "fresh").create_base(settings, tokenizer, seed, folder)
+    _module(settings.engine, "loading.random_init").create_base(settings, tokenizer, seed, folder)
 
 
 def load_engine(recipe: Recipe, saved: Path, labels: Labels | None = None) -> Engine:
@@ -170,18 +170,18 @@ def load_engine(recipe: Recipe, saved: Path, labels: Labels | None = None) -> En
 
 def merge(base: str, adapter: Path, out: Path) -> str:
     """Writes base and adapter as one plain model, in the base's own dtype, whose name it gives."""
-    return str(_module("torch", "merge").merge_folder(base, adapter, out))
+    return str(_module("torch", "adapters.merge").merge_folder(base, adapter, out))
 
 
 def measure(recipe: Recipe, *planned: Any) -> Any:
-    """Real steps of a planned shape: see on_torch/measure.py."""
-    return _module(recipe.model.engine, "measure").measure(recipe, *planned)
+    """Real steps of a planned shape: see on_torch/profiling/measure.py."""
+    return _module(recipe.model.engine, "profiling.measure").measure(recipe, *planned)
 
 
 def trace(recipe: Recipe, *facts: Any) -> Any:
-    """An architecture that loralab does not know by heart, built without numbers: see on_torch/empty.py."""
-    return _module(recipe.model.engine, "empty").trace(recipe, *facts)
+    """An architecture that loralab does not know by heart, built without numbers: see on_torch/profiling/meta_trace.py."""
+    return _module(recipe.model.engine, "profiling.meta_trace").trace(recipe, *facts)
 
 
-def _module(engine: str, part: str = "step") -> Any:
+def _module(engine: str, part: str = "engine") -> Any:
     return importlib.import_module(f"loralab.on_{engine}.{part}")

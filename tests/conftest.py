@@ -19,7 +19,7 @@ import pytest
 atexit.register(shutil.rmtree, os.environ["LORALAB_CACHE"], ignore_errors=True)
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST = (
-    "runs",
+    "commands",
     "resume",
     "generation",
     "compare",
@@ -106,8 +106,8 @@ def bases(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def classifiers(bases: Path) -> dict[str, Path]:
     """Finished runs of classifiers by name: "<base> <what>"."""
-    from loralab.recipe_file import load_recipe
-    from loralab.train import train
+    from loralab.config.loading import load_recipe
+    from loralab.training.train import train
 
     done: dict[str, Path] = {}
     for name, overrides in {

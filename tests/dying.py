@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from loralab import loop
-from loralab.config import Recipe
-from loralab.train import train
+from loralab.config.recipe import Recipe
+from loralab.training import loop
+from loralab.training.train import train
 
 
 def train_until(step: int, recipe: Recipe, out: Path) -> None:

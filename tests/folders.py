@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loralab.config.data import DataSettings
 from loralab.data.rows import Example, Findings
 from loralab.data.splits import Split, StreamedSplit, index_split, read_split
-from loralab.data_settings import DataSettings
 
 INSTRUCTION = "Summarize the following conversation.\n\n{dialogue}\n\nSummary: "
 ROWS = [

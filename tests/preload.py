@@ -4,10 +4,10 @@ from importlib import import_module
 
 for library in (
     "loralab.cli",
-    "loralab.compare",
-    "loralab.train",
-    "loralab.on_torch.step",
-    "loralab.trackers",
+    "loralab.experiments.compare",
+    "loralab.training.train",
+    "loralab.on_torch.engine",
+    "loralab.training.trackers",
     "matplotlib.figure",
     "rouge_score.rouge_scorer",
     "torch._dynamo",  # PyTorch's optimizers import it

@@ -24,7 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from loralab.on_torch.load import load_weights
+from loralab.on_torch.loading.load import load_weights
 from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
 

@@ -15,10 +15,10 @@ from peers import race, ratio, seconds
 
 from gpu_parts.report import Report
 from gpu_parts.sides import DTYPES, Ours, Peer, Setting, Side, Work, free, peak_of, rules_of, spec_of, their_model
-from loralab.families.gpt2 import GPT2Config
-from loralab.families.t5 import T5Config
-from loralab.on_torch.fresh import write_model
-from loralab.on_torch.load import load_weights
+from loralab.models.gpt2 import GPT2Config
+from loralab.models.t5 import T5Config
+from loralab.on_torch.loading.load import load_weights
+from loralab.on_torch.loading.random_init import write_model
 
 MODELS = ("t5-small", "gpt2", "t5-base")
 PEERS = {"fp32": ("fp32",), "bf16": ("bf16", "autocast")}  # ours -> the peer's dtypes that it is compared with

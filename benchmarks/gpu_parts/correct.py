@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from gpu_parts.report import Report
 from gpu_parts.sides import DTYPES, Ours, Setting, Work, free, spec_of, their_model
-from loralab.decoding import Decoding, until
-from loralab.families.gpt2 import GPT2Config
-from loralab.families.t5 import T5Config
-from loralab.on_torch.attach import Adapter
-from loralab.on_torch.base import ATTRIBUTE
-from loralab.on_torch.causal import inputs_of
-from loralab.on_torch.dropout import set_dropout
-from loralab.on_torch.fresh import write_model
-from loralab.on_torch.generate import generate_ids, pad
-from loralab.on_torch.load import load_weights
-from loralab.on_torch.step import MERGED_TOLERANCE
-from loralab.on_torch.stored import load_adapter
+from loralab.config.generation import Decoding, until
+from loralab.models.gpt2 import GPT2Config
+from loralab.models.t5 import T5Config
+from loralab.on_torch.adapters.adapter_io import load_adapter
+from loralab.on_torch.adapters.attach import Adapter
+from loralab.on_torch.adapters.base import ATTRIBUTE
+from loralab.on_torch.engine import MERGED_TOLERANCE
+from loralab.on_torch.generation.generate import generate_ids, pad
+from loralab.on_torch.loading.load import load_weights
+from loralab.on_torch.loading.random_init import write_model
+from loralab.on_torch.models.causal import inputs_of
+from loralab.on_torch.ops.dropout import set_dropout
 
 AS_PEERS = {torch.float32: 1e-4, torch.bfloat16: 6e-2}  # of the largest logit: sums in another order, bf16's 8 bits
 FAMILIES = ("t5-small", "gpt2")

@@ -15,9 +15,9 @@ from transformers import T5ForConditionalGeneration
 from gpu_parts.against_peft import compare
 from gpu_parts.report import CannotRun, Report
 from gpu_parts.sides import Ours, Peer, Setting, Side, Work, free, rules_of, spec_of
-from loralab.families.t5 import T5Config, config_json, deviation
+from loralab.models.t5 import T5Config, config_json, deviation
 from loralab.on_torch.models.t5 import T5
-from loralab.on_torch.quantize import Int8Linear, to_pack
+from loralab.on_torch.quantization.quantize import Int8Linear, to_pack
 
 SPREAD_OF_CODES = math.sqrt((255**2 - 1) / 12)  # of whole numbers drawn evenly from -127 to 127
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from gpu_parts.against_peft import summary
 from gpu_parts.report import Report
 from gpu_parts.sides import RATE, Setting, free, peak_of
-from loralab.families.gpt2 import GPT2Config, deviation
+from loralab.config.training import OptimizerSettings
+from loralab.models.gpt2 import GPT2Config, deviation
 from loralab.on_torch.models.gpt2 import GPT2
-from loralab.on_torch.optimizer import Optimizer
-from loralab.training_settings import OptimizerSettings
+from loralab.on_torch.training.optimizer import Optimizer
 
 COMPILING = 150.0  # seconds that must be left for it
 

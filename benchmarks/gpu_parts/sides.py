@@ -13,19 +13,19 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, T5ForConditionalGeneration
 
-from loralab.decoding import Decoding
-from loralab.families import gpt2, t5
-from loralab.families.gpt2 import GPT2Config
-from loralab.families.t5 import T5Config
-from loralab.on_torch.attach import attach
-from loralab.on_torch.forward import token_losses
-from loralab.on_torch.generate import generate_ids, pad
+from loralab.config.generation import Decoding
+from loralab.config.lora import LoRASpec
+from loralab.config.training import OptimizerSettings
+from loralab.models import gpt2, t5
+from loralab.models.gpt2 import GPT2Config
+from loralab.models.t5 import T5Config
+from loralab.on_torch.adapters.attach import attach
+from loralab.on_torch.generation.generate import generate_ids, pad
 from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.output import IGNORED
-from loralab.on_torch.optimizer import Optimizer
-from loralab.on_torch.product import laid_out
-from loralab.spec import LoRASpec
-from loralab.training_settings import OptimizerSettings
+from loralab.on_torch.ops.onednn_linear import laid_out
+from loralab.on_torch.training.forward import token_losses
+from loralab.on_torch.training.optimizer import Optimizer
 
 RATE = 1e-3
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -1,4 +1,4 @@
-"""Attention on tensors without numbers, by the paths that the real one takes (on_torch/attention.py, PyTorch's kernels)."""
+"""Attention on tensors without numbers, by the paths that the real one takes (on_torch/ops/attention.py, PyTorch's kernels)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def attention(
     """softmax(q kᵀ + bias) v of [B, H, Q, E], by the path that the real one takes.
 
     Args:
-        own_path: with dropout on a CPU two plain products with our dropout (on_torch/attention.py), else
+        own_path: with dropout on a CPU two plain products with our dropout (on_torch/ops/attention.py), else
             PyTorch's kernel, which on a CPU falls back to products of its own where there is dropout or the bias learns.
         scaled: scores are, and without a bias what is behind each query is hidden.
     """

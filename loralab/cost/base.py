@@ -9,23 +9,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loralab import embedded, families
+from loralab import builtin_data as embedded
+from loralab import models as families
+from loralab.config.model import ModelSettings
 from loralab.cost import encoder, gpt2, t5
 from loralab.cost.layers import Weights
 from loralab.cost.model import Module, Shape
 from loralab.cost.tape import Tensor
 from loralab.errors import ModelError, nearest, nearest_file
-from loralab.families.gpt2 import config_json as gpt2_json
-from loralab.families.gpt2 import is_plain
-from loralab.families.gpt2 import new_config as new_gpt2
-from loralab.families.gpt2 import parse_config as parse_gpt2
-from loralab.families.t5 import config_json as t5_json
-from loralab.families.t5 import new_config, parse_config
-from loralab.model_files import PACKAGE, model_folder
-from loralab.model_settings import ModelSettings
+from loralab.models.checkpoint_files import PACKAGE, model_folder
+from loralab.models.gpt2 import config_json as gpt2_json
+from loralab.models.gpt2 import is_plain
+from loralab.models.gpt2 import new_config as new_gpt2
+from loralab.models.gpt2 import parse_config as parse_gpt2
+from loralab.models.t5 import config_json as t5_json
+from loralab.models.t5 import new_config, parse_config
 
 CONFIG = "config.json"
-VOCABULARY, ROUND = 8192, 64  # of a new tokenizer (data/tokenizer.py), and what it is rounded up to (on_torch/fresh.py)
+VOCABULARY, ROUND = (
+    8192,
+    64,
+)  # of a new tokenizer (data/tokenizer_training.py), and what it is rounded up to (on_torch/loading/random_init.py)
 HEAD_NOTE = "its name says more than that of the bare encoder: it is taken to bring a head of its own"
 
 

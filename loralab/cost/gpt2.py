@@ -14,7 +14,7 @@ from loralab.cost.loss import token_loss
 from loralab.cost.model import Module, Shape
 from loralab.cost.operations import LONG
 from loralab.cost.tape import Tensor
-from loralab.families.gpt2 import GPT2Config
+from loralab.models.gpt2 import GPT2Config
 
 
 def modules(config: GPT2Config) -> Iterator[Module]:

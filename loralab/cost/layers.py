@@ -1,5 +1,5 @@
 """The layers of our models on tensors without numbers, made of operations.py in the order in which the real ones run:
-linear maps with LoRA (on_torch/lora.py), dropout, norms.
+linear maps with LoRA (on_torch/adapters/lora.py), dropout, norms.
 """
 
 from __future__ import annotations

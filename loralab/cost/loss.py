@@ -1,4 +1,4 @@
-"""The loss on tensors without numbers: on_torch/loss.py's three ways, and a classifier's."""
+"""The loss on tensors without numbers: on_torch/training/loss.py's three ways, and a classifier's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHUNK = 512  # tokens that meet the vocabulary at one time
 
 
 def token_loss(model: Weights, states: Tensor, head: Tensor, adapted: bool = False) -> Tensor:
-    """Cross-entropy of [N, D] states against a head [V, D]: see on_torch/loss.py for its three ways."""
+    """Cross-entropy of [N, D] states against a head [V, D]: see on_torch/training/loss.py for its three ways."""
     if not head.learns and not adapted:
         return _frozen_head_loss(states, head, model.on_cpu)
     count = states.shape[0]

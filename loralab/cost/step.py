@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from loralab.config.lora import LoRASpec
 from loralab.cost.layers import Update, Weights
 from loralab.cost.loss import CHUNK
 from loralab.cost.model import Module, Shape
 from loralab.cost.operations import FLOAT
 from loralab.cost.tape import GPU_BLOCK, Leaf, Meter, Storage, Tensor, run_backward
-from loralab.spec import LoRASpec
 
 Forward = Callable[[Weights, Shape], Tensor]
 

@@ -14,7 +14,7 @@ from loralab.cost.loss import token_loss
 from loralab.cost.model import Module, Shape
 from loralab.cost.operations import LONG
 from loralab.cost.tape import Tensor
-from loralab.families.t5 import T5Config
+from loralab.models.t5 import T5Config
 
 
 def modules(config: T5Config, own_head: bool) -> Iterator[Module]:

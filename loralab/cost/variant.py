@@ -7,18 +7,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from loralab import families
-from loralab.adapter import EMBEDDING_PARTS, LINEAR_PARTS, PREFIX
-from loralab.config import Recipe
+from loralab import models as families
+from loralab.adapters.files import EMBEDDING_PARTS, LINEAR_PARTS, PREFIX
+from loralab.adapters.target_modules import Module as Target
+from loralab.adapters.target_modules import check_patterns, refuse_shared, resolve, tuned_names
+from loralab.config.lora import LoRASpec
+from loralab.config.recipe import Recipe
 from loralab.cost.base import Base
 from loralab.cost.layers import Weights
 from loralab.cost.model import Module, Shape
 from loralab.cost.operations import FLOAT
 from loralab.cost.step import Run, StepCost, Trained, packed_bytes, step_cost
 from loralab.cost.tape import Tensor
-from loralab.spec import LoRASpec
-from loralab.targets import Module as Target
-from loralab.targets import check_patterns, refuse_shared, resolve, tuned_names
 
 PRECISIONS = {"float32": 4, "bfloat16": 2}
 KEPT = {"int8": 2, "nf4": 2}  # bytes of what is not quantised
@@ -103,7 +103,7 @@ def sizes_of(base: Base, trained: Trained, itemsize: int) -> Sizes:
 def _saved(
     updates: Mapping[str, Mapping[str, tuple[int, ...]]], modules: Mapping[str, Module]
 ) -> Iterable[tuple[str, tuple[int, ...]]]:
-    """The tensors of an adapter's file (adapter.py)."""
+    """The tensors of an adapter's file (adapters/files.py)."""
     for module, shapes in updates.items():
         parts = EMBEDDING_PARTS if modules[module].kind == "Embedding" else LINEAR_PARTS
         yield from ((f"{module}.{parts[part]}", shape) for part, shape in shapes.items())

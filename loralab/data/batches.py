@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralab.data.mixture import Trained
-from loralab.data.packing import PADDING, PackedSplit
+from loralab.data.sequence_packing import PADDING, PackedSplit
 
 Rows = NDArray[np.int64]  # row indices
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.data.denoise import Encoded, MaskedSplit
-from loralab.data.encoded import EncodedSplit
+from loralab.data.span_corruption import Encoded, MaskedSplit
+from loralab.data.tokenized_split import EncodedSplit
 
 Rows = NDArray[np.int64]
 

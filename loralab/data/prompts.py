@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loralab.errors import DataError, RecipeError, nearest
-from loralab.labels import Labels
+from loralab.metrics.labels import Labels
 
 Tokenize = Callable[..., Mapping[str, Any]]  # a tokenizer's call
 
@@ -45,7 +45,7 @@ class Prompt:
         return self.prefix + source + self.suffix
 
     def with_examples(self, examples: Sequence[tuple[str, str]], source: str) -> str:
-        """A source that, filled in, has worked examples, (source, target) each, before its prompt (shots.py)."""
+        """A source that, filled in, has worked examples, (source, target) each, before its prompt (few_shot.py)."""
         gap = "" if self.suffix[-1:].isspace() else "\n"
         return "".join(f"{asked}{self.suffix}{gap}{answer}\n\n{self.prefix}" for asked, answer in examples) + source
 

@@ -8,7 +8,7 @@ What may be wrong with a row is counted by kind, with the numbers of the first r
                   white space apart
     crlf          Windows line ends                          always made LF
     html_breaks   <br />                                     data.html_breaks     keep, newline or stop
-    long_sources, long_targets, in tokens (encode.py)        data.long_rows       cut, skip or stop
+    long_sources, long_targets, in tokens (tokenization.py)        data.long_rows       cut, skip or stop
 
 A column that no row has, a number where text is needed or half a surrogate pair is an error always.
 """
@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.data.chat import split_conversation
+from loralab.config.data import DataSettings
+from loralab.data.chat_template import split_conversation
 from loralab.data.readers import Record
-from loralab.data_settings import DataSettings
 from loralab.errors import DataError, nearest
-from loralab.labels import label_text
+from loralab.metrics.labels import label_text
 
 HTML_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 NUMBERS_KEPT, NUMBERS_SHOWN = 100, 5  # of the rows of one kind: in a record, in a message
@@ -205,7 +205,7 @@ def clean_row(record: Record, data: DataSettings) -> Example:
 
 
 def texts_of(record: Record, data: DataSettings, kinds: set[str]) -> tuple[str, tuple[str, ...]]:
-    """(source, references) of a row; without a source column every source is "", and that of a chat is JSON (chat.py)."""
+    """(source, references) of a row; without a source column every source is "", and that of a chat is JSON (chat_template.py)."""
     if data.messages:
         return conversation_texts(record, data.messages, kinds, data.html_breaks)
     source = source_text(record, data.source, kinds, data.html_breaks) if data.source else ""

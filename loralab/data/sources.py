@@ -1,7 +1,7 @@
 """Where the rows of a split are: in a file of a folder, in a single file, or on the Hugging Face hub.
 
 A folder holds one file per split, named after it: `train.jsonl`, `validation.csv.gz`, `test.parquet`. A single file
-holds all of them, parted by its rows' sources (parts.py). What the library datasets has laid out, by `save_to_disk` or as
+holds all of them, parted by its rows' sources (auto_split.py). What the library datasets has laid out, by `save_to_disk` or as
 a repository of the hub, is read by it. `embedded:…` is made by loralab/embedded. Any other name is a hub id.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from loralab import embedded
+from loralab import builtin_data as embedded
 from loralab.data.readers import READERS, Record, json_records, jsonl_records, stem_of, suffix_of
 from loralab.errors import DataError, nearest_file
 

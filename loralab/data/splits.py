@@ -22,8 +22,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from loralab.config.data import DataSettings
+from loralab.data.auto_split import IN_WORDS, part_bounds, part_of
 from loralab.data.cache import ArrayFile, Entry, Facts, cached
-from loralab.data.parts import IN_WORDS, part_bounds, part_of
 from loralab.data.readers import Record
 from loralab.data.rows import (
     Example,
@@ -36,7 +37,6 @@ from loralab.data.rows import (
     with_columns,
 )
 from loralab.data.sources import Place, open_place
-from loralab.data_settings import DataSettings
 from loralab.errors import DataError
 
 SAMPLE = 20_000  # targets that an index keeps, each as likely as any other

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralab.errors import DataError
-from loralab.labels import is_list, members, ordered
+from loralab.metrics.labels import is_list, members, ordered
 from loralab.metrics.metric import Column, Floats, check_rows
 
 ID = "accuracy, precision, recall, F1 (of the second of two labels; macro; micro), ECE in 15 bins; percent"

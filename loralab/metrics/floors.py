@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from loralab.errors import DataError
 
+FLOOR_NAMES = {"lead": "first two lines", "constant": "one sentence"}  # as tables name them
 TIE = 1e-10  # means nearer than this differ by rounding alone
 
 Ints = NDArray[np.int64]

@@ -9,9 +9,21 @@ try:
 except ImportError as error:
     raise MissingExtra("jax", "jax") from error
 
-from loralab.on_jax.generate import generate
-from loralab.on_jax.load import load_model, save_model
-from loralab.on_jax.lora import Adapted, adapt, lora_init
-from loralab.on_jax.stored import load_adapter, save_adapter
+from loralab.on_jax.adapters.adapter_io import load_adapter, save_adapter
+from loralab.on_jax.adapters.lora import Adapted, adapt, lora_init
+from loralab.on_jax.generation.generate import generate
+from loralab.on_jax.loading.load import load_model, save_model
+from loralab.on_jax.profiling import flops, memory
 
-__all__ = ["Adapted", "adapt", "generate", "load_adapter", "load_model", "lora_init", "save_adapter", "save_model"]
+__all__ = [
+    "Adapted",
+    "adapt",
+    "flops",
+    "generate",
+    "load_adapter",
+    "load_model",
+    "lora_init",
+    "memory",
+    "save_adapter",
+    "save_model",
+]

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from loralab.errors import UserError
-from loralab.on_jax.weights import dotted
+from loralab.on_jax.adapters.weights import dotted
 
 EMBEDDINGS = ("shared", "relative_attention_bias")
 

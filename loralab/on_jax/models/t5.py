@@ -26,8 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from loralab.families.t5 import T5Config
-from loralab.on_jax.loss import IGNORED, token_losses
+from loralab.models.t5 import T5Config
 from loralab.on_jax.models.t5_layers import (
     HIDDEN,
     Dropout,
@@ -39,6 +38,7 @@ from loralab.on_jax.models.t5_layers import (
     rms_norm,
     self_attention_layer,
 )
+from loralab.on_jax.training.loss import IGNORED, token_losses
 
 
 class Output(NamedTuple):

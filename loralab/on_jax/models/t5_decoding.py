@@ -4,7 +4,7 @@ A source may have several hypotheses (beams). Its keys and values stay single: i
 further queries of one source, [B, H, M, E] against [B, H, S, E]. Only the decoder's own keys and values are per
 hypothesis. They have room for the longest answer from the start, so that every step has the same shapes.
 
-Shapes:  B sources   M hypotheses of each   N = B·M, all of them   L positions, of the longest answer   the rest as in t5.py
+Shapes:  B sources   M hypotheses of each   N = B·M, all of them   L positions, of the longest answer   the rest as in models/t5.py
 """
 
 from __future__ import annotations

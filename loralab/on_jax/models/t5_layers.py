@@ -1,7 +1,7 @@
 """The layers of T5 as functions of their weights: norm, attention, feed-forward; and the buckets of its relative positions.
 
 Each takes its own part of the dictionary of weights. Every product with a matrix is a plain `x @ kernel`, so that LoRA finds
-it. The three functions at the end return what is added to the stream. Shapes as in t5.py.
+it. The three functions at the end return what is added to the stream. Shapes as in models/t5.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from loralab.families.t5 import T5Config
-from loralab.on_jax.dropout import Masks
+from loralab.models.t5 import T5Config
+from loralab.on_jax.ops.dropout import Masks
 
 Params = Mapping[str, Any]
 HIDDEN = float(np.finfo(np.float32).min)  # the bias of what must not be looked at

@@ -3,7 +3,7 @@
 Radford et al. 2019, https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf;
 module names are those of Hugging Face's checkpoints, so that LoRA rules and PEFT's adapters fit as they are. Files hold
 the matrices of c_attn, c_proj and c_fc as [in, out]; here they are [out, in] like every other (`from_files`, `to_files`).
-q, k and v stay one matrix, c_attn, which is what adapters wrap. How large new weights are: families/gpt2.py.
+q, k and v stay one matrix, c_attn, which is what adapters wrap. How large new weights are: models/gpt2.py.
 
 Shapes:  B rows   S tokens of a row   N predicted tokens of a batch   D n_embd   H heads   E size of a head   V vocabulary
 """
@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loralab.errors import ModelError
-from loralab.families.gpt2 import HEAD, PREFIX, TIED_TO, TURNED, UNUSED, GPT2Config, names
-from loralab.on_torch.attention import attention
-from loralab.on_torch.dropout import Dropout
-from loralab.on_torch.loss import token_losses
+from loralab.models.gpt2 import HEAD, PREFIX, TIED_TO, TURNED, UNUSED, GPT2Config, names
 from loralab.on_torch.models.output import IGNORED, Output
-from loralab.on_torch.product import Linear, times, times_gelu
-from loralab.on_torch.streams import checkpointed
+from loralab.on_torch.ops.attention import attention
+from loralab.on_torch.ops.dropout import Dropout
+from loralab.on_torch.ops.onednn_linear import Linear, times, times_gelu
+from loralab.on_torch.ops.random_streams import checkpointed
+from loralab.on_torch.training.loss import token_losses
 
 
 class Attention(nn.Module):

@@ -4,7 +4,7 @@ With beams a prompt's keys and values stay single: the hypotheses are several qu
 [B, H, P, E], beside their own few keys, and one softmax goes over both. Without beams both stand in one place.
 
 Shapes:  B prompts   M hypotheses of each   N = B·M, all of them   P tokens of a prompt but its last
-         R positions there is room for (written.py)   the rest as in gpt2.py
+         R positions there is room for (kv_cache.py)   the rest as in models/gpt2.py
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loralab.on_torch.attention import attention
 from loralab.on_torch.models.gpt2 import GPT2, beside_padding
-from loralab.on_torch.models.written import KeysValues, hide_end, hypotheses_of
+from loralab.on_torch.models.kv_cache import KeysValues, hide_end, hypotheses_of
+from loralab.on_torch.ops.attention import attention
 
 
 class Cache:

@@ -17,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loralab.families.t5 import T5Config
-from loralab.on_torch.dropout import Dropout
-from loralab.on_torch.loss import token_losses
+from loralab.models.t5 import T5Config
 from loralab.on_torch.models.output import IGNORED, Output
 from loralab.on_torch.models.t5_layers import (
     CrossAttentionLayer,
@@ -29,8 +27,10 @@ from loralab.on_torch.models.t5_layers import (
     embedding,
     relative_buckets,
 )
-from loralab.on_torch.product import Linear, times
-from loralab.on_torch.streams import checkpointed
+from loralab.on_torch.ops.dropout import Dropout
+from loralab.on_torch.ops.onednn_linear import Linear, times
+from loralab.on_torch.ops.random_streams import checkpointed
+from loralab.on_torch.training.loss import token_losses
 
 
 class Block(nn.Module):

@@ -5,7 +5,7 @@ further queries of one source, [B, H, M, E] against [B, H, S, E]. Only the decod
 hypothesis.
 
 Shapes:  B sources   M hypotheses of each   N = B·M, all of them   L positions so far   R positions there is room for
-         (written.py)   the rest as in t5.py
+         (kv_cache.py)   the rest as in models/t5.py
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from loralab.on_torch.models.kv_cache import KeysValues, hide_end, hypotheses_of
 from loralab.on_torch.models.t5 import T5
-from loralab.on_torch.models.written import KeysValues, hide_end, hypotheses_of
 
 
 class Cache:

@@ -1,6 +1,6 @@
 """The layers of T5: norm, attention, feed-forward, each behind its norm; and the buckets of its relative positions.
 
-`forward` of the three at the end returns what is added to the stream. Shapes as in t5.py.
+`forward` of the three at the end returns what is added to the stream. Shapes as in models/t5.py.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loralab.families.t5 import T5Config
-from loralab.on_torch.attention import attention
-from loralab.on_torch.dropout import Dropout
-from loralab.on_torch.linear import project
-from loralab.on_torch.product import Linear
+from loralab.models.t5 import T5Config
+from loralab.on_torch.ops.attention import attention
+from loralab.on_torch.ops.dropout import Dropout
+from loralab.on_torch.ops.linear import project
+from loralab.on_torch.ops.onednn_linear import Linear
 
 
 def embedding(rows: int, width: int) -> nn.Embedding:

@@ -1,0 +1,1 @@
+"""Adapters on disk and what they fit, whichever engine holds them."""

@@ -1,0 +1,1 @@
+"""The recipe: its blocks, how it is loaded, and its optional extras."""

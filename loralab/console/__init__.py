@@ -1,0 +1,1 @@
+"""Progress lines and tables for a terminal."""

@@ -1,0 +1,362 @@
+"""From text to token ids: the rows of a split become an `EncodedSplit`, flat arrays with offsets.
+
+Rows are tokenised once: the arrays stand in the cache, named by the hash of the texts and of all that tokens depend on,
+and are mapped from there. Rows pass through memory a thousand at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loralab.config.data import NO_PROMPT, DataSettings
+from loralab.console.progress import Progress
+from loralab.data.cache import ArrayFile, Facts, cached
+from loralab.data.chat_template import Chat, encode_answers, encode_conversation, messages_of, open_chat, rendered
+from loralab.data.prompts import Prompt
+from loralab.data.rows import Example, Findings
+from loralab.data.splits import AnySplit
+from loralab.data.tokenized_split import EncodedSplit
+from loralab.errors import DataError, ModelError, RecipeError
+from loralab.metrics.labels import Labels
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK_ROWS = 1000  # rows a call of the tokenizer: enough for its threads, little memory
+PERCENTILE_CAP = 512  # lengths above it count as it where a percentile is taken, as in the published setting
+NO_LIMIT = 2**31
+NO_LENGTHS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+ARRAYS = {"source_ids": "<i4", "source_offsets": "<i8", "target_ids": "<i4", "target_offsets": "<i8", "kept": "<i8"}
+
+
+def encode(
+    rows: AnySplit,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt | Chat,
+    max_source_length: int,
+    max_target_length: int,
+    long_rows: str = "cut",
+) -> EncodedSplit:
+    """Token ids of every row: the prompt around its source, and its first reference.
+
+    Lengths are tokens; `resolve_lengths` makes them of a recipe's "p85". Of a row that is too long, the source within
+    the prompt is cut, and the target before its end-of-sequence token ("cut"); or the row is left out ("skip"); or it is
+    a `DataError`, once all of them are counted ("stop").
+    """
+    limits = max_source_length, max_target_length
+    texts: dict[str, object] = {
+        "texts": rows.content_hash,
+        "prompt": repr(prompt),
+        "limits": limits,
+        "long_rows": long_rows,
+    }
+    key = texts | tokenizer_key(tokenizer)
+    entry = cached("tokens", key, lambda folder: write_tokens(folder, rows, tokenizer, prompt, limits, long_rows))
+    arrays, numbers = {name: entry.array(name) for name in ARRAYS}, rows.numbers
+    return EncodedSplit(
+        numbers=numbers[arrays.pop("kept")],
+        **arrays,
+        max_source_length=max_source_length,
+        max_target_length=max_target_length,
+        findings=Findings.from_json(entry.facts["findings"]).in_file(numbers),
+        reused=entry.reused,
+        shots=None,
+    )
+
+
+def prompt_of(
+    data: DataSettings, tokenizer: PreTrainedTokenizerBase, causal: bool, labels: Labels | None = None
+) -> Prompt | Chat:
+    """How rows of this data set are written down for a decoder-only model (`causal`), an encoder-decoder, or a classifier.
+
+    Raises:
+        RecipeError: an encoder-decoder is to learn chats, or texts without a source.
+        ModelError: chats are to be learnt, and the tokenizer has no template for them.
+    """
+    if labels is not None:
+        return Prompt(data.prompt, data.source or "source", labels=labels)
+    if causal:
+        plain = data.source is None and data.prompt == NO_PROMPT
+        if data.messages:
+            return open_chat(tokenizer)
+        return Prompt(data.prompt, data.source or "source", causal=True, begins=plain)
+    if data.messages or data.source is None:
+        got = "data.messages" if data.messages else "data.packing" if data.packing else "data.source is null, which"
+        raise RecipeError(
+            f"{got} is for decoder-only models, and this one is an encoder-decoder: "
+            "give the column that it reads as data.source and the one that it writes as data.target."
+        )
+    return Prompt(data.prompt, data.source)
+
+
+def write_tokens(
+    folder: Path,
+    rows: AnySplit,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt | Chat,
+    limits: tuple[int, int],
+    long_rows: str,
+) -> Facts:
+    """The arrays of an `EncodedSplit`, written as the rows pass by; which of them were too long, counted from 0."""
+    findings, progress, done = Findings(), Progress("tokenise", len(rows)), 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(ArrayFile(folder / f"{name}.npy", ARRAYS[name])) for name in ARRAYS}
+        ends = {"source": 0, "target": 0}
+        for side in ends:
+            files[f"{side}_offsets"].append([0])
+        for examples in chunks(rows, CHUNK_ROWS):
+            columns, long = encode_chunk(examples, tokenizer, prompt, limits, cut=long_rows == "cut")
+            for kind in long:
+                for i in long[kind]:
+                    findings.note(kind, done + i)
+            left_out = set(chain.from_iterable(long.values())) if long_rows != "cut" else set()
+            kept = [i for i in range(len(examples)) if i not in left_out]
+            for side, column in columns.items():
+                ids, offsets = flat([column[i] for i in kept])
+                files[f"{side}_ids"].append(ids)
+                files[f"{side}_offsets"].append(offsets[1:] + ends[side])
+                ends[side] += len(ids)
+            files["kept"].append([done + i for i in kept])
+            progress.update(done := done + len(examples))
+        check_long_rows(rows, findings, long_rows, files["kept"].length)
+    return {"findings": findings.as_json()}
+
+
+def encode_chunk(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt | Chat,
+    limits: tuple[int, int],
+    cut: bool,
+) -> tuple[dict[str, list[list[int]]], dict[str, list[int]]]:
+    """({"source" and "target": ids of each row}, {"long_sources" and "long_targets": places of rows beyond the limits})."""
+
+    def sources(texts: list[str], limit: int) -> list[list[int]]:
+        return encode_sources(texts, tokenizer, prompt, limit)[0]
+
+    def targets(texts: list[str], limit: int) -> list[list[int]]:
+        return encode_targets(texts, tokenizer, limit, prompt)[0]
+
+    source_ids, long_sources = fitted(sources, [example.source for example in examples], limits[0], cut)
+    if isinstance(prompt, Prompt) and prompt.labels is not None:
+        places = [prompt.labels.targets(example.targets[0]) for example in examples]
+        return {"source": source_ids, "target": places}, {"long_sources": long_sources, "long_targets": []}
+    target_ids, long_targets = fitted(targets, [example.targets[0] for example in examples], limits[1], cut)
+    return {"source": source_ids, "target": target_ids}, {"long_sources": long_sources, "long_targets": long_targets}
+
+
+def fitted(
+    encode_texts: Callable[[list[str], int], list[list[int]]], texts: list[str], limit: int, cut: bool
+) -> tuple[list[list[int]], list[int]]:
+    """(ids of each text, places of those over the limit, which are cut to it on demand)."""
+    ids = encode_texts(texts, NO_LIMIT)
+    long = [i for i, row in enumerate(ids) if len(row) > limit]
+    if long and cut:
+        for i, shorter in zip(long, encode_texts([texts[i] for i in long], limit), strict=True):
+            ids[i] = shorter
+    return ids, long
+
+
+def check_long_rows(rows: AnySplit, findings: Findings, long_rows: str, num_kept: int) -> None:
+    """Raises `DataError` where over-long rows are to stop the run, or none but such are there."""
+    title = f"{rows.name}, {rows.split}"
+    findings.in_file(rows.numbers).stop(title, {"long_rows": long_rows})
+    if not num_kept:
+        raise DataError(f"{title}: all {len(rows)} rows are longer than max_source_length or max_target_length allow.")
+
+
+def chunks(rows: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    """The rows in lists of `size`, one list in memory at a time."""
+    passing = iter(rows)
+    while chunk := list(islice(passing, size)):
+        yield chunk
+
+
+def encode_sources(
+    sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt: Prompt | Chat, max_length: int
+) -> tuple[list[list[int]], int]:
+    """The token ids of each prompt, at most `max_length` of them, and how many sources were cut.
+
+    A decoder-only model goes on from the last of them, so that no end of sequence follows. A plain text begins with the start
+    where the tokenizer adds none; that is its start or else its end token.
+    """
+    if isinstance(prompt, Chat):
+        conversations = [encode_conversation(source, tokenizer, max_length) for source in sources]
+        return [ids for ids, _ in conversations], sum(cut for _, cut in conversations)
+    probe = next(token_ids(["a"], tokenizer))
+    surplus = int(prompt.causal and probe[-1] == tokenizer.eos_token_id)
+    start = [start_token(tokenizer)] if prompt.begins else []
+    start = [] if start == probe[:1] else start  # the tokenizer adds it
+    rows, num_cut, room = list[list[int]](), 0, max_length - len(start)
+    for source, ids in zip(sources, token_ids([prompt.fill(source) for source in sources], tokenizer), strict=True):
+        too_long = len(ids) - surplus > room
+        num_cut += too_long
+        ids = prompt.cut(source, tokenizer, room + surplus) if too_long else ids
+        rows.append([*start, *ids[: len(ids) - surplus]])
+    return rows, num_cut
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        raise ModelError(
+            "The tokenizer has neither a start nor an end token, with which a text without a source begins."
+        )
+    return int(start)
+
+
+def encode_targets(
+    targets: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    prompt: Prompt | Chat | None = None,
+) -> tuple[list[list[int]], int]:
+    """The token ids of each target, at most `max_length` with the end of sequence, and how many were cut.
+
+    For a decoder-only model, as `prompt` says, no start precedes them; in a chat the end is that of the assistant's turn.
+    """
+    end = prompt.end if isinstance(prompt, Chat) else tokenizer.eos_token_id
+    if end is None:
+        raise ModelError("The tokenizer has no end-of-sequence token, so a model cannot learn where a target ends.")
+    rows: list[list[int]] = []
+    num_cut = 0
+    for ids in target_ids(targets, tokenizer, prompt):
+        closed = ids if ids[-1:] == [end] else [*ids, end]
+        num_cut += len(closed) > max_length
+        rows.append(closed if len(closed) <= max_length else [*closed[: max_length - 1], end])
+    return rows, num_cut
+
+
+def target_ids(
+    targets: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt: Prompt | Chat | None
+) -> Iterator[list[int]]:
+    if isinstance(prompt, Chat):
+        for start in range(0, len(targets), CHUNK_ROWS):
+            yield from encode_answers(targets[start : start + CHUNK_ROWS], tokenizer, prompt)
+    else:
+        yield from token_ids(targets, tokenizer, special=prompt is None or not prompt.causal)
+
+
+def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, special: bool = True) -> Iterator[list[int]]:
+    """`special`: with the tokens that the tokenizer adds around a text."""
+    check_fast(tokenizer)
+    for start in range(0, len(texts), CHUNK_ROWS):
+        chunk = list(texts[start : start + CHUNK_ROWS])
+        yield from tokenizer(chunk, add_special_tokens=special, verbose=False, return_attention_mask=False)["input_ids"]
+
+
+def check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `ModelError` for a tokenizer that is not one of the library `tokenizers`."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{type(tokenizer).__name__} gives no character offsets. "
+            "A fast tokenizer is needed, one with a tokenizer.json."
+        )
+
+
+def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+    """All that a tokenizer's output depends on: its tokenizer.json, its end of sequence, its template, its libraries."""
+    check_fast(tokenizer)
+    tokenizer("", verbose=False)  # forgets the padding and truncation that another call has asked for
+    return {
+        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "start and end": [tokenizer.bos_token_id, tokenizer.eos_token_id],
+        "template": tokenizer.chat_template,
+        "libraries": [importlib.metadata.version(library) for library in ("tokenizers", "transformers")],
+    }
+
+
+def flat(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """(all rows one after the other, n + 1 offsets)."""
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1])), offsets
+
+
+# Lengths given as a percentile.
+
+
+def resolve_lengths(
+    train: AnySplit,
+    tokenizer: PreTrainedTokenizerBase,
+    max_source_length: int | str,
+    max_target_length: int | str,
+    prompt: Prompt | Chat | None = None,
+) -> tuple[int, int]:
+    """(source, target) lengths in tokens, each from a number or a percentile of the training rows.
+
+    A percentile is that of the bare sources or first references, without the prompt but with the tokenizer's special
+    tokens; the published 255 and 50 of SAMSum came about so. In a chat it is that of whole conversations. Nothing is
+    tokenised for a number.
+    """
+    chat = isinstance(prompt, Chat)
+    source = bare_lengths(train, tokenizer, "source", chat) if isinstance(max_source_length, str) else NO_LENGTHS
+    target = bare_lengths(train, tokenizer, "target", chat) if isinstance(max_target_length, str) else NO_LENGTHS
+    return resolve_length(max_source_length, source), resolve_length(max_target_length, target)
+
+
+def bare_lengths(
+    rows: AnySplit, tokenizer: PreTrainedTokenizerBase, side: str, chat: bool = False
+) -> NDArray[np.int64]:
+    """[rows]: tokens of each source or first reference by itself; the source of a chat is written down by its template."""
+
+    def build(folder: Path) -> Facts:
+        with ArrayFile(folder / "lengths.npy", "<i4") as file:
+            for examples in chunks(rows, CHUNK_ROWS):
+                texts = [example.source if side == "source" else example.targets[0] for example in examples]
+                if chat and side == "source":
+                    texts = [rendered(messages_of(text), tokenizer) for text in texts]
+                file.append([len(ids) for ids in token_ids(texts, tokenizer, not chat)])
+        return {}
+
+    key = {"texts": rows.content_hash, "side": side, "chat": chat, **tokenizer_key(tokenizer)}
+    return cached("lengths", key, build).array("lengths")
+
+
+def check_lengths(
+    data: DataSettings, lengths: tuple[int, int], max_new_tokens: int, causal: bool, positions: int | None
+) -> None:
+    """Raises RecipeError where a row, or an answer, may have more tokens than the model has positions (None: no bound)."""
+    if data.packing and positions is not None and lengths[1] > positions:
+        raise RecipeError(
+            f"A packed row has {lengths[1]} tokens (data.max_target_length), and the model has {positions} positions. "
+            f"Set data.max_target_length to {positions} or less."
+        )
+    if data.packing:
+        return
+    source, target = lengths if data.source or data.messages else (1, lengths[1])
+    target = max(target, max_new_tokens)
+    needed = source + target if causal else max(source, target)
+    if data.label or positions is None or needed <= positions:
+        return
+    keys = "data.max_source_length, data.max_target_length and evaluation.max_new_tokens"
+    sum_of = (
+        f"{source} tokens of the source and {target} of the answer, {needed} in all" if causal else f"{needed} tokens"
+    )
+    raise RecipeError(
+        f"A row may have {sum_of}, and the model has {positions} positions. Lower {keys}"
+        + (f": the first and the larger of the others may be {positions} together." if causal else ".")
+    )
+
+
+def resolve_length(setting: int | str, lengths: NDArray[np.int64]) -> int:
+    """`setting` itself where it is a number; for "p85" the 85th percentile of `lengths`, rounded up, at most 512."""
+    if isinstance(setting, int) and setting > 0:
+        return setting
+    match = re.fullmatch(r"p([1-9][0-9]?|100)", str(setting))
+    if match is None:
+        raise RecipeError(
+            f"The length {setting!r} is neither a number of tokens (1 or more) "
+            "nor a percentile of the training lengths (p1 to p100, such as p85)."
+        )
+    return int(np.ceil(np.percentile(np.minimum(lengths, PERCENTILE_CAP), int(match[1]))))

@@ -1,0 +1,76 @@
+"""The tokens of a split's rows: flat arrays with offsets, which tokenization.py makes and a cache on disk holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loralab.data.few_shot import Shots
+from loralab.data.rows import Findings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedSplit:
+    """Token ids of n rows, in the order of the split: row i is `ids[offsets[i]:offsets[i + 1]]`."""
+
+    source_ids: NDArray[np.int32]
+    source_offsets: NDArray[np.int64]  # n + 1
+    target_ids: NDArray[np.int32]
+    target_offsets: NDArray[np.int64]  # n + 1
+    numbers: NDArray[np.int64]  # n: the number of each row in its file
+    max_source_length: int  # tokens, with the prompt and the end-of-sequence token
+    max_target_length: int  # tokens, with the end-of-sequence token
+    findings: Findings  # the rows that were too long
+    reused: bool  # the tokens are those of an earlier run
+    shots: Shots | None = None  # the worked examples before each row
+
+    def __len__(self) -> int:
+        return len(self.source_offsets) - 1
+
+    @property
+    def source_lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.source_offsets)
+
+    @property
+    def target_lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.target_offsets)
+
+    @property
+    def target_tokens(self) -> NDArray[np.int64]:
+        """[n]: how many the loss counts of each row."""
+        return self.target_lengths
+
+    def after(self, row: int) -> EncodedSplit:
+        """The rows whose number in the file is above this one."""
+        first = int(np.searchsorted(self.numbers, row, side="right"))
+        kept = slice(first, None)
+        return replace(
+            self,
+            source_offsets=self.source_offsets[kept],
+            target_offsets=self.target_offsets[kept],
+            numbers=self.numbers[kept],
+        )
+
+    def rows_of(self, epoch: int) -> NDArray[np.int64]:
+        """[n]: every row, in every epoch the same."""
+        return np.arange(len(self))
+
+    def in_pass(self, rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+        """The same rows as they are when they are passed another time."""
+        return rows
+
+    def lengths_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(source, target) lengths of these rows."""
+        return self.source_lengths[rows], self.target_lengths[rows]
+
+    def numbers_of(self, rows: NDArray[np.int64]) -> str:
+        """Which rows these are in their file, in words."""
+        return ", ".join(map(str, self.numbers[rows].tolist()))
+
+    def source(self, i: int) -> NDArray[np.int32]:
+        return self.source_ids[self.source_offsets[i] : self.source_offsets[i + 1]]
+
+    def target(self, i: int) -> NDArray[np.int32]:
+        return self.target_ids[self.target_offsets[i] : self.target_offsets[i + 1]]

@@ -1,0 +1,1 @@
+"""Loading what was trained, and generating or classifying with it."""

@@ -1,0 +1,1 @@
+"""Memory and FLOPs, measured and traced."""

@@ -1,0 +1,144 @@
+"""Real steps of a planned shape on random weights, which cost what trained ones cost: what they compute, hold and take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from loralab.config.recipe import Recipe
+from loralab.cost.base import Base
+from loralab.cost.model import Shape
+from loralab.cost.step import Run
+from loralab.models import gpt2, t5
+from loralab.models.pretrained import from_config
+from loralab.on_torch.loading.classifier import label_losses
+from loralab.on_torch.loading.load import quiet_transformers
+from loralab.on_torch.models.gpt2 import GPT2
+from loralab.on_torch.models.heads import head_parameters
+from loralab.on_torch.models.t5 import T5
+from loralab.on_torch.ops.onednn_linear import by_onednn
+from loralab.on_torch.profiling.meter import Meter
+from loralab.on_torch.quantization.quantize import quantization, settle
+from loralab.on_torch.training.forward import token_losses
+from loralab.on_torch.training.frozen_prefix import UnderHead, encoder_of
+from loralab.on_torch.training.optimizer import Optimizer
+from loralab.on_torch.training.set_trainable import prepare
+
+NARROW = 0.02  # random weights lie within so much of zero: nothing overflows, and no denormal number slows a step down
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One step."""
+
+    flops: int
+    peak_bytes: int
+    """Of tensors; on a GPU as its allocator counts them."""
+    seconds: float
+
+
+def measure(recipe: Recipe, base: Base, run: Run, shape: Shape, place: str, dtype: str) -> Measured:
+    """Takes three steps: one to warm up, one that is watched, one that is timed.
+
+    Args:
+        place: cpu or cuda.
+        dtype: of weights and products.
+
+    Raises:
+        MissingExtra, ModelError: the base is to be quantised, and cannot be.
+    """
+    device = torch.device(place)
+    model = random_model(base, getattr(torch, dtype), device)
+    if how := quantization(run.quantize, recipe.model.quantize_except if run.quantize else ()):
+        model = settle(model, getattr(torch, dtype), device, how)
+    fresh = [] if base.brings_head else head_parameters(model)
+    model, adapter = prepare(model, recipe, None, None, fresh)
+    parameters = adapter.parameters() if adapter else [p for p in model.parameters() if p.requires_grad]
+    optimizer = Optimizer(parameters, [], recipe.optimizer)
+    loss = _loss(model, recipe, shape, device)
+
+    def step() -> None:
+        model.train()
+        for _ in range(run.accumulate):
+            loss().backward()
+        optimizer.step(1e-4)
+
+    step()
+    there = [*model.parameters(), *model.buffers(), *parameters, *optimizer.state_tensors(), *_tensors_of(loss)]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with Meter(there) as meter:
+        step()
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else meter.peak
+    started = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return Measured(meter.flops, peak, time.perf_counter() - started)
+
+
+def random_model(base: Base, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A model of these settings."""
+    if base.family in ("t5", "gpt2"):
+        with torch.device("meta"):
+            model = _own(base).to(dtype)
+        model = model.to_empty(device=device)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.uniform_(-NARROW, NARROW)
+        return model
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    known = {key: value for key, value in base.config.items() if key not in ("model_type", "architectures")}
+    settings = AutoConfig.for_model(base.family, **known)
+    settings.problem_type = "single_label_classification"
+    settings.num_labels = base.outputs
+    with quiet_transformers(warnings=False):
+        found: nn.Module = from_config(AutoModelForSequenceClassification, settings)
+    return by_onednn(found.to(device, dtype))
+
+
+def _own(base: Base) -> nn.Module:
+    """Of our own classes."""
+    if base.family == "t5":
+        return T5(t5.parse_config(base.config), own_head=any(module.name == "lm_head" for module in base.modules))
+    return GPT2(gpt2.parse_config(base.config))
+
+
+class _Batch:
+    """The same random batch again and again."""
+
+    def __init__(self, vocabulary: int, shape: Shape, classifies: bool, device: torch.device) -> None:
+        rows, draw = shape.rows, torch.Generator().manual_seed(0)
+        self.ids = torch.randint(2, vocabulary, (rows, shape.source), generator=draw).to(device)
+        self.mask = torch.ones_like(self.ids)
+        if shape.padded:
+            self.mask[1:, -1] = 0
+        width = 1 if classifies else shape.target
+        self.labels = torch.randint(0 if classifies else 2, 2 if classifies else vocabulary, (rows, width)).to(device)
+
+
+def _loss(model: nn.Module, recipe: Recipe, shape: Shape, device: torch.device) -> Callable[[], Tensor]:
+    """Mean loss of the batch; of a head that is trained alone, on states."""
+    classifies = recipe.data.label is not None
+    batch = _Batch(int(model.config.vocab_size), shape, classifies, device)  # type: ignore[union-attr, arg-type]
+    if recipe.training.method == "head" and not recipe.training.frozen_dropout:
+        cut, weight = UnderHead(model), next(encoder_of(model).parameters())
+        states = torch.zeros(shape.rows, 1, cut.width, dtype=weight.dtype, device=device)
+
+        def of_head() -> Tensor:
+            encoder_of(model).eval()
+            return label_losses(cut.logits(states, batch.ids, batch.mask), batch.labels, False).mean()
+
+        return of_head
+    return lambda: token_losses(model, batch.ids, batch.mask, batch.labels).mean()
+
+
+def _tensors_of(loss: Callable[[], Tensor]) -> list[Tensor]:
+    """Those of the batch."""
+    held = [cell.cell_contents for cell in loss.__closure__ or ()]
+    return [x for each in held if isinstance(each, _Batch) for x in (each.ids, each.mask, each.labels)]

@@ -1,0 +1,1 @@
+"""Weights in int8 and nf4."""

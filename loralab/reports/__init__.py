@@ -1,0 +1,1 @@
+"""Plots and texts made from the records of runs."""

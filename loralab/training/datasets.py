@@ -1,0 +1,188 @@
+"""The rows of a run: read as text, made into tokens, and what its record says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loralab import builtin_data as embedded
+from loralab.config.data import DataSettings
+from loralab.config.recipe import Recipe
+from loralab.console.progress import say
+from loralab.data.auto_split import IN_WORDS
+from loralab.data.mixture import Mixture, Trained
+from loralab.data.rows import Findings
+from loralab.data.sequence_packing import PackedSplit
+from loralab.data.span_corruption import Documents, Encoded, MaskedSplit
+from loralab.data.splits import AnySplit, Split, StreamedSplit, announce, index_split
+from loralab.data.tokenized_split import EncodedSplit
+from loralab.engine import Engine
+from loralab.evaluation.classification import check_split, settle_labels
+from loralab.evaluation.evaluate import Scores, encode_asked, encode_rows, leaked_rows, read_evaluation_rows
+from loralab.evaluation.forgetting import Forgotten, encode_held_out, read_held_out, write_forgotten
+from loralab.metrics.labels import Labels
+from loralab.training.mixture import announce_mixture, describe_shares, encode_mixture, mix, read_mixture, say_shares
+from loralab.training.validation import Choosing, read_choosing_rows
+
+
+@dataclass(frozen=True)
+class Material:
+    """The rows of a run, as text."""
+
+    training: StreamedSplit
+    """Of the main data."""
+    mixture: dict[str, StreamedSplit]
+    """Of further data."""
+    choosing: Choosing | None
+    """Measured on while training."""
+    evaluated: Split
+    leaked: int
+    """How many of the evaluated rows have a source that is among the training rows too."""
+    held_out: dict[str, Split]
+    """Of other data, on which forgetting is measured."""
+    labels: Labels | None
+    """Of a classifier's rows."""
+
+    @property
+    def trained_on(self) -> list[StreamedSplit]:
+        """The main data's training rows, and those of further data."""
+        return [self.training, *self.mixture.values()]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The same rows, as token ids."""
+
+    training: Trained | None
+    """None where nothing is trained."""
+    evaluated: Encoded
+    held_out: dict[str, Encoded]
+
+
+def read_material(recipe: Recipe) -> Material:
+    """All rows that a run needs, and what was found in them, said."""
+    evaluated, training, mixture = read_evaluation_rows(recipe), read_training_rows(recipe), read_mixture(recipe)
+    say(f"{announce(training, recipe.data)}\n{announce_mixture(recipe, mixture)}{announce(evaluated, recipe.data)}")
+    if leaked := leaked_rows(training, evaluated, *mixture.values()):
+        say(
+            f"{leaked:,} of the {len(evaluated):,} {evaluated.split} rows have a source that is among the training rows too."
+        )
+    labels, choosing = settle_labels(recipe, training), read_choosing_rows(recipe, len(training))
+    if labels is not None:
+        check_split(labels, training)
+        check_split(labels, evaluated)
+        if choosing is not None:
+            check_split(labels, choosing.rows, quietly=True)
+    return Material(training, mixture, choosing, evaluated, leaked, read_held_out(recipe), labels)
+
+
+def read_training_rows(recipe: Recipe) -> StreamedSplit:
+    """The index of the training split's rows."""
+    return index_split(recipe.data, "train")
+
+
+def encode_material(engine: Engine, recipe: Recipe, material: Material, lengths: tuple[int, int]) -> Tokens:
+    """The tokens of all rows; those of training rows only where they are trained on."""
+    training = encode_training_rows(engine, recipe, material, lengths) if recipe.training.method != "none" else None
+    evaluated = encode_asked(engine, recipe, material.evaluated, lengths, material.training)
+    return Tokens(training, evaluated, encode_held_out(engine, recipe, material.held_out))
+
+
+def encode_training_rows(engine: Engine, recipe: Recipe, material: Material, lengths: tuple[int, int]) -> Trained:
+    """The training rows' tokens, from the cache where they have been there before, without the rows held out."""
+    encoded = encode_rows(engine, recipe, material.training, lengths)
+    _say_tokens(material.training, recipe.data, encoded)
+    if material.choosing is not None and material.choosing.held_out:
+        encoded = encoded.after(material.choosing.rows.examples[-1].row)
+    if not recipe.mixture:
+        return encoded
+    others = encode_mixture(engine, recipe, material.mixture)
+    for name, rows in material.mixture.items():
+        _say_tokens(rows, recipe.mixture[name], others[name])
+    mixture = mix(recipe, encoded, others)
+    say_shares(mixture)
+    return mixture
+
+
+def _say_tokens(rows: AnySplit, data: DataSettings, encoded: Encoded) -> None:
+    what = f"{len(encoded):,} rows"
+    if isinstance(encoded, MaskedSplit):
+        what = f"{len(encoded):,} chunks of documents, {len(encoded.ids):,} in all"
+    elif isinstance(encoded, PackedSplit):
+        what = f"{len(encoded.rows):,} texts, {len(encoded.ids):,} in all"
+    start = f"reusing tokens of {what}" if encoded.reused else f"tokens of {what}"
+    say(f"{rows.name}, {rows.split}: {start}{encoded.findings.in_words({'long_rows': data.long_rows})}")
+
+
+def about_rows(material: Material, tokens: Tokens) -> dict[str, Any]:
+    """What the record says of the rows."""
+    about = {"evaluated": describe_rows(material.evaluated, tokens.evaluated) | {"leaked": material.leaked}}
+    if tokens.training is None:
+        return about
+    main = tokens.training.parts[0] if isinstance(tokens.training, Mixture) else tokens.training
+    trained_on = describe_rows(material.training, main) | card_of(material.training)
+    if isinstance(tokens.training, Mixture):
+        trained_on |= _about_mixture(material, tokens.training)
+    return about | {"trained_on": trained_on}
+
+
+def _about_mixture(material: Material, encoded: Mixture) -> dict[str, Any]:
+    """What an epoch has of the main data, and below "mixture" of each further set, and what that is."""
+    first, *others = describe_shares(encoded)
+    sets = zip(material.mixture.items(), encoded.parts[1:], others, strict=True)
+    return first | {
+        "mixture": {
+            name: describe_rows(rows, part) | card_of(rows) | {"leaked": leaked_rows(rows, material.evaluated)} | share
+            for (name, rows), part, share in sets
+        }
+    }
+
+
+def hashes_of(about: dict[str, Any]) -> dict[str, str]:
+    """Those of all rows that a run which goes on must find as they were."""
+    mixture = about.get("trained_on", {}).get("mixture", {})
+    return {what.replace("_", " "): rows["hash"] for what, rows in about.items()} | {
+        f"trained on as {name}": rows["hash"] for name, rows in mixture.items()
+    }
+
+
+def describe_forgetting(
+    material: Material,
+    held_out: dict[str, Encoded],
+    before: dict[str, Scores],
+    after: dict[str, Scores],
+    folder: Path,
+) -> dict[str, Any]:
+    """What the record says of each of the other data sets; their rows' losses go into a file."""
+    forgotten = {name: Forgotten(before[name], after[name]) for name in before}
+    write_forgotten(folder, {name: each.numbers.tolist() for name, each in held_out.items()}, forgotten)
+    return {
+        name: {
+            **describe_rows(material.held_out[name], held_out[name]),
+            "leaked": leaked_rows(material.training, material.held_out[name], *material.mixture.values()),
+            **each.summary(),
+        }
+        for name, each in forgotten.items()
+    }
+
+
+def card_of(rows: AnySplit) -> dict[str, Any]:
+    """The card of an embedded data set: what it was made from on this machine."""
+    return {"card": embedded.card(rows.name)} if rows.name.startswith(embedded.PREFIX) else {}
+
+
+def describe_rows(rows: AnySplit, encoded: Encoded | None = None) -> dict[str, Any]:
+    """What a record says of the rows that it used, and of what was found in them by row number."""
+    findings = Findings(rows.findings | (encoded.findings if encoded is not None else {}))
+    return {
+        "data": rows.name,
+        "split": rows.split,
+        "rows": len(rows if encoded is None or isinstance(encoded, Documents) else encoded),
+        **({"chunks": len(encoded)} if isinstance(encoded, MaskedSplit) else {}),
+        **({"bytes": int(encoded.num_bytes.sum())} if isinstance(encoded, PackedSplit) else {}),
+        "parted": IN_WORDS if rows.parted else None,
+        "findings": findings.as_json(),
+        "hash": rows.content_hash,
+        **({"shots": encoded.shots.as_json()} if isinstance(encoded, EncodedSplit) and encoded.shots else {}),
+    }

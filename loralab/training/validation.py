@@ -1,0 +1,231 @@
+"""Measuring a model while it is trained, on rows of the validation split; which measurement is the best, and when to stop.
+
+A validation is one line of validation.jsonl: the step after which it was made, the epochs done by then, the loss in nats
+per target token, the scores of the generated answers, and the seconds that it took. Training goes on from it as if it
+had not been made.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from loralab.config.generation import Decoding
+from loralab.config.recipe import Recipe, ValidationSettings
+from loralab.console.progress import Progress, say
+from loralab.data.chat_template import Chat
+from loralab.data.sequence_packing import PackedSplit
+from loralab.data.sources import local_path, splits_of
+from loralab.data.span_corruption import Documents, Encoded
+from loralab.data.splits import Split, read_split
+from loralab.data.tokenized_split import EncodedSplit
+from loralab.engine import Engine
+from loralab.errors import DataError, RecipeError
+from loralab.evaluation.classification import answer_rows
+from loralab.evaluation.evaluate import encode_evaluation_rows, row_losses, score, source_texts, value_of, write_answers
+from loralab.metrics import BITS
+from loralab.metrics.classification import columns_of
+from loralab.runs.validation_lines import Line, best_of
+from loralab.training.text_samples import WrittenOn, write_on
+
+SPLIT = "validation"
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """The rows that are measured on."""
+
+    rows: Split
+    held_out: int
+    """How many of the first training rows they are; 0 where they are the validation split's."""
+
+
+@dataclass(frozen=True)
+class Validator:
+    """The rows, and what is measured on them."""
+
+    settings: ValidationSettings
+    choosing: Choosing
+    encoded: Encoded
+    decoding: Decoding
+
+    def measure(self, engine: Engine, check: Callable[[], None]) -> Line:
+        """Column -> value over all rows; None for a number that is not finite. `check` is called now and then, and may raise."""
+        examples = self.choosing.rows.examples
+        writes = self.settings.metrics and engine.labels is None
+        num_sources = len({example.source for example in examples}) if writes else 0
+        progress = Progress("validate", len(self.encoded) + num_sources, transient=True)
+
+        def on_done(done: int) -> None:
+            progress.update(done)
+            check()
+
+        if engine.labels is not None:
+            with engine.aside():
+                values = self._of_labels(engine, on_done)
+            return {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with engine.aside():
+            losses = row_losses(engine, self.encoded, on_done)
+            values = {"loss": float(losses.sum() / self.encoded.target_tokens.sum())}
+            if isinstance(self.encoded, PackedSplit):
+                values[BITS.name] = float(losses.sum() / self.encoded.target_bytes.sum() / math.log(2))
+            if self.settings.metrics:
+                assert not isinstance(self.encoded, Documents), "the recipe's checks leave it no metrics"
+                answers = write_answers(
+                    engine, self.choosing.rows, self.encoded, self.decoding, lambda done: on_done(len(losses) + done)
+                )
+                sources = source_texts(self.choosing.rows, isinstance(engine.prompt, Chat))
+                columns = score(answers, [row.targets for row in examples], sources, self.settings.metrics)
+                values |= {name: float(column.mean()) for name, column in columns.items()}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+    def _of_labels(self, engine: Engine, on_done: Callable[[int], None]) -> dict[str, float]:
+        """Those of a classifier."""
+        assert engine.labels is not None and isinstance(self.encoded, EncodedSplit)
+        answers = answer_rows(engine, self.encoded, on_done)
+        losses = answers.losses([self.encoded.target(row) for row in range(len(self.encoded))])
+        references = [[engine.labels.named(row.targets[0])] for row in self.choosing.rows.examples]
+        metrics = self.settings.metrics
+        columns = score(answers.predictions, references, None, metrics, answers.probabilities)
+        return {"loss": float(losses.sum() / self.encoded.target_tokens.sum())} | {
+            name: value_of(name, column) for name, column in columns.items()
+        }
+
+    def write_on(self, engine: Engine, check: Callable[[], None]) -> list[WrittenOn]:
+        """The beginnings of some of the texts, and how the model goes on; none where the recipe asks for none."""
+        if not self.settings.samples:
+            return []
+        assert isinstance(self.encoded, PackedSplit)
+        with engine.aside():
+            return write_on(engine, self.encoded, self.settings.samples, self.decoding, lambda done: check())
+
+    def loss(self, engine: Engine) -> float | None:
+        """Nats per target token over all rows; None where it is not finite."""
+        loss = float(row_losses(engine, self.encoded, lambda done: None).sum() / self.encoded.target_tokens.sum())
+        return loss if math.isfinite(loss) else None
+
+    def due(self, step: int, epoch_ends: Sequence[int], validations: Sequence[Line]) -> bool:
+        """Whether the model is to be measured after this step: it is time to, and it has not been done."""
+        if validations and validations[-1]["step"] == step:
+            return False
+        if self.settings.every is None:
+            return False
+        if isinstance(self.settings.every, int):
+            return step > 0 and (step % self.settings.every == 0 or step == epoch_ends[-1])
+        return step in epoch_ends
+
+    def line(self, engine: Engine, step: int, epoch_ends: Sequence[int], check: Callable[[], None]) -> Line:
+        """Measures; returns the line of validation.jsonl."""
+        started = time.perf_counter()
+        values = self.measure(engine, check)
+        place = {"step": step, "epoch": round(epochs_done(step, epoch_ends), 4)}
+        return place | values | {"seconds": round(time.perf_counter() - started, 3)}
+
+
+def epochs_done(step: int, epoch_ends: Sequence[int]) -> float:
+    """1.5 in the middle of the second epoch."""
+    whole = sum(end <= step for end in epoch_ends)
+    if whole == len(epoch_ends):
+        return whole
+    begin = epoch_ends[whole - 1] if whole else 0
+    return whole + (step - begin) / (epoch_ends[whole] - begin)
+
+
+def best_step(recipe: Recipe, validations: Sequence[Line]) -> int | None:
+    """The step whose weights are to be kept beside the last ones; None where the recipe keeps no best."""
+    best = best_of(validations, recipe.validation.metric) if recipe.validation.keep == "best" else None
+    return None if best is None else int(best["step"])
+
+
+def run_out(validations: Sequence[Line], settings: ValidationSettings) -> bool:
+    """Whether the last `patience` validations have brought nothing better."""
+    if settings.patience is None:
+        return False
+    best = best_of(validations, settings.metric)
+    since = len(validations) - (validations.index(best) + 1 if best else 0)
+    return since >= settings.patience
+
+
+def news(validations: Sequence[Line], metric: str) -> str:
+    """The last validation in words."""
+    line, best = validations[-1], best_of(validations, metric)
+    values = "  ".join(f"{name} {_text(line[name])}" for name in line if name not in ("step", "epoch", "seconds"))
+    standing = ""
+    if best is not None and len(validations) > 1:
+        standing = ", the best yet" if best is line else f"; best: {_text(best[metric])} at step {best['step']}"
+    return f"validation after step {line['step']}: {values}{standing}"
+
+
+def _text(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
+
+
+# Before training
+
+
+def read_choosing_rows(recipe: Recipe, num_training: int) -> Choosing | None:
+    """The rows to measure on; None where the recipe or the data has no use for them.
+
+    Rows that choose a checkpoint are never those that are reported. Where the report is on the validation split, or the
+    data has none, the first training rows choose, and are not trained on.
+
+    Args:
+        num_training: rows of the training split.
+    """
+    settings, data = recipe.validation, recipe.data
+    if recipe.training.method == "none" or not (settings.every or recipe.chooses):
+        return None
+    has_split = _has_split(data.name)
+    if not recipe.chooses:
+        if not has_split:
+            say(f"{data.name} has no split {SPLIT!r}: nothing is measured while training.")
+            return None
+    elif recipe.evaluation.split == SPLIT or not has_split:
+        return _hold_out(recipe, num_training, "is reported" if has_split else "is not there")
+    bounds = [bound for bound in (settings.rows, data.max_rows(SPLIT)) if bound is not None]
+    return Choosing(read_split(data.model_copy(update={"max_validation_rows": min(bounds, default=None)}), SPLIT), 0)
+
+
+def _hold_out(recipe: Recipe, num_training: int, why: str) -> Choosing:
+    """The first rows of the training split, a tenth of it at most."""
+    count = min(recipe.validation.rows or num_training, num_training // 10)
+    if not count:
+        raise RecipeError(
+            f"{recipe.chooses} needs rows that choose, the validation split {why}, and {num_training} training rows are too "
+            "few to hold out a tenth of them."
+        )
+    say(
+        f"{recipe.chooses}: the split {SPLIT!r} {why}, so the first {count:,} training rows choose and are not trained on."
+    )
+    if recipe.data.pick_rows == "first":
+        return Choosing(read_split(recipe.data.model_copy(update={"max_train_rows": count}), "train"), count)
+    rows = read_split(recipe.data, "train")
+    return Choosing(replace(rows, examples=rows.examples[:count]), count)
+
+
+def _has_split(name: str) -> bool:
+    try:
+        return SPLIT in splits_of(name)
+    except DataError:
+        if local_path(name) is not None:
+            raise
+        return True  # a hub that does not list its splits may still give the rows; else reading them says why not
+
+
+def make_validator(
+    recipe: Recipe, choosing: Choosing | None, engine: Engine, lengths: tuple[int, int]
+) -> Validator | None:
+    """The rows as the engine's model reads them."""
+    if choosing is None:
+        return None
+    if engine.labels is not None and recipe.validation.metric != "loss":
+        measured = columns_of(len(engine.labels.names), engine.labels.multi)
+        if recipe.validation.metric not in measured:
+            raise RecipeError(
+                f"validation.metric {recipe.validation.metric} is not measured with {len(engine.labels.names)} labels. "
+                f"Choose among loss, {', '.join(measured)}."
+            )
+    encoded = encode_evaluation_rows(engine, recipe, choosing.rows, lengths)
+    return Validator(recipe.validation, choosing, encoded, recipe.evaluation)

@@ -1,0 +1,218 @@
+"""Steps predicted from shapes alone, against PyTorch's own counters of real ones, on models that are drawn at random."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from counting import flops_of, peak_of
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
+
+from loralab import LoRASpec
+from loralab.adapters.target_modules import Module as Target
+from loralab.adapters.target_modules import resolve
+from loralab.config.training import OptimizerSettings
+from loralab.cost import encoder, gpt2, t5
+from loralab.cost.model import Module, Shape
+from loralab.cost.step import Forward, Run, Trained, step_cost
+from loralab.models.gpt2 import GPT2Config
+from loralab.models.t5 import T5Config
+from loralab.on_torch.adapters.attach import attach
+from loralab.on_torch.models.gpt2 import GPT2
+from loralab.on_torch.models.t5 import T5
+from loralab.on_torch.ops.dropout import set_dropout
+from loralab.on_torch.profiling.meter import Meter
+from loralab.on_torch.training.forward import token_losses
+from loralab.on_torch.training.optimizer import Optimizer
+from loralab.on_torch.training.set_trainable import checkpoint_activations
+
+DTYPES = {4: torch.float32, 2: torch.bfloat16}
+
+
+@dataclass
+class Case:
+    """A model and a batch, real and on shapes."""
+
+    real: nn.Module
+    modules: list[Module]
+    forward: Forward
+    spec: LoRASpec | None
+    """None trains everything."""
+    run: Run
+    shape: Shape
+
+    @property
+    def trained(self) -> Trained:
+        if self.spec is None:
+            return Trained(LoRASpec(), (), frozenset(), everything=True)
+        found = [Target(m.name, m.kind, m.kind == "Linear", m.kind == "Linear", m.head) for m in self.modules]
+        return Trained(self.spec, resolve(self.spec.rules or (), found), frozenset())
+
+
+def draw_t5(dice: random.Random) -> Case:
+    heads, size, width = dice.choice([2, 4, 6]), dice.choice([8, 16, 32]), dice.choice([32, 48, 64, 96, 128])
+    gated, tied = dice.random() < 0.5, dice.random() < 0.5
+    config = T5Config(
+        width, size, dice.choice([1, 2, 4]) * width, dice.randint(1, 4), dice.randint(1, 4), heads, dice.randint(60, 3000),
+        feed_forward_proj="gated-gelu" if gated else "relu", tie_word_embeddings=tied, scale_decoder_outputs=tied,
+    )  # fmt: skip
+    rows, source, target = dice.randint(1, 8), dice.randint(10, 120), dice.randint(9, 60)
+    shape = Shape(rows, source, target, rows > 1, rows * target - 2 * (rows > 1))
+    rules = dice.choice([["q", "v"], ["q", "k", "v", "o"], ["all-linear"]])
+    run = draw_run(dice)
+    model = T5(config).to(DTYPES[run.itemsize])
+    return Case(
+        model, list(t5.modules(config, not tied)), partial(t5.forward, config), draw_spec(dice, rules), run, shape
+    )
+
+
+def draw_encoder(dice: random.Random) -> Case:
+    family, heads = dice.choice(["bert", "distilbert"]), dice.choice([2, 4])
+    width, layers, vocabulary = heads * dice.choice([8, 16, 32]), dice.randint(1, 4), dice.randint(60, 2000)
+    inner, rules = dice.choice([2, 4]) * width, ["query", "key", "value"]
+    model: nn.Module
+    if family == "bert":
+        names = dict(zip(encoder.KEYS["bert"], (width, layers, heads, inner), strict=False))
+        model = BertForSequenceClassification(BertConfig(vocab_size=vocabulary, max_position_embeddings=128, **names))
+    else:
+        names, rules = (
+            dict(zip(encoder.KEYS["distilbert"], (width, layers, heads, inner), strict=False)),
+            ["q_lin", "v_lin"],
+        )
+        model = DistilBertForSequenceClassification(
+            DistilBertConfig(vocab_size=vocabulary, max_position_embeddings=128, **names)
+        )
+    settings = encoder.parse(model.config.to_dict(), 2)  # type: ignore[operator, union-attr]
+    rows, run = dice.randint(2, 8), draw_run(dice)
+    shape = Shape(rows, dice.randint(10, 120), 0, True, rows)
+    forward = partial(encoder.forward, settings)
+    return Case(
+        model.to(DTYPES[run.itemsize]), list(encoder.modules(settings)), forward, draw_spec(dice, rules), run, shape
+    )
+
+
+def draw_gpt2(dice: random.Random) -> Case:
+    heads, size = dice.choice([2, 4]), dice.choice([8, 16, 32])
+    config = GPT2Config(
+        heads * size, dice.randint(1, 4), heads, 200, dice.randint(60, 3000), tie_word_embeddings=dice.random() < 0.5
+    )
+    rows = dice.choice([1, *range(3, 9)])  # of two rows each would have some padding, and the sequence be shorter
+    source, target = dice.randint(10, 80), dice.randint(9, 60)
+    shape, run = Shape(rows, source, target, rows > 1, rows * target - 2 * (rows > 1)), draw_run(dice)
+    rules = dice.choice([["c_attn"], ["all-linear"]])
+    model, forward = GPT2(config).to(DTYPES[run.itemsize]), partial(gpt2.forward, config)
+    return Case(model, list(gpt2.modules(config)), forward, draw_spec(dice, rules), run, shape)
+
+
+def draw_spec(dice: random.Random, rules: list[str]) -> LoRASpec | None:
+    method, rank, dropout = (
+        dice.choice(["lora", "lora", "dora", "full"]),
+        dice.choice([1, 4, 16]),
+        dice.choice([0, 0.05]),
+    )
+    return None if method == "full" else LoRASpec(rank=rank, rules=rules, dropout=dropout, use_dora=method == "dora")
+
+
+def draw_run(dice: random.Random) -> Run:
+    return Run(dice.choice([4, 2]), True, dice.choice([0.0, 0.1]), checkpointing=dice.random() < 0.2)
+
+
+@dataclass
+class Steps:
+    """Real steps of a case, again and again."""
+
+    step: Callable[[], None]
+    there: list[Tensor]
+
+
+def real_steps(case: Case) -> Steps:
+    """After a first step, so that the optimizer has its moments."""
+    torch.manual_seed(0)
+    model, shape = case.real, case.shape
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(
+                -0.05, 0.05
+            )  # our embeddings begin without values, and no step is taken where the loss is none
+    set_dropout(model, case.run.rate or 0.0)
+    if case.run.checkpointing:
+        checkpoint_activations(model)
+    if case.spec is None:
+        parameters = list(model.parameters())
+    else:
+        parameters = attach(model.requires_grad_(False), case.spec).parameters()
+    ids, labels = torch.randint(2, 60, (shape.rows, shape.source)), torch.randint(2, 60, (shape.rows, shape.target))
+    mask = torch.ones_like(ids)
+    if shape.target:
+        labels[-1, shape.target - (shape.rows * shape.target - shape.target_tokens) :] = -100
+    else:
+        labels = torch.zeros(shape.rows, 1, dtype=torch.long)
+        model.config.problem_type = "single_label_classification"  # type: ignore[union-attr]
+    if shape.padded:
+        mask[0, -2:] = 0
+    optimizer = Optimizer(parameters, [], OptimizerSettings())
+
+    def step() -> None:
+        model.train()
+        token_losses(model, ids, mask, labels).mean().backward()
+        optimizer.step(1e-3)
+
+    step()
+    there = [*model.parameters(), *model.buffers(), *parameters, *optimizer.state_tensors(), ids, mask, labels]
+    return Steps(step, there)
+
+
+CASES = [(draw_t5, seed) for seed in range(12)] + [
+    (draw, seed) for draw in (draw_encoder, draw_gpt2) for seed in range(7)
+]
+
+
+@pytest.mark.parametrize(("draw", "seed"), CASES)
+def test_a_step_takes_what_was_predicted(draw: Callable[[random.Random], Case], seed: int) -> None:
+    case = draw(random.Random(seed))
+    names = {name: tuple(shape) for module in case.modules for name, shape in module.parameters.items()}
+    assert names == {name: tuple(parameter.shape) for name, parameter in case.real.named_parameters()}
+    predicted = step_cost(case.modules, case.forward, case.trained, case.run, [case.shape], 60)
+    steps = real_steps(case)
+    flops = flops_of(steps.step)
+    assert predicted.flops == pytest.approx(flops, rel=0.1)
+    if not case.run.checkpointing:  # which stops within a layer as soon as it has what it needs
+        assert predicted.flops == flops
+    assert predicted.peak == pytest.approx(peak_of(steps.step, steps.there), rel=0.15)
+
+
+def test_the_meter_sees_what_pytorchs_counters_see() -> None:
+    for seed in range(3):
+        steps = real_steps(draw_t5(random.Random(seed)))
+        with Meter(steps.there) as meter:
+            steps.step()
+        assert meter.flops == flops_of(steps.step)
+        assert meter.peak == peak_of(steps.step, steps.there)
+
+
+def test_the_first_step_holds_no_moments_and_later_ones_do() -> None:
+    case = replace(draw_t5(random.Random(3)), spec=None)
+    first, later = (
+        step_cost(case.modules, case.forward, case.trained, case.run, [case.shape], 60, first) for first in (True, False)
+    )  # fmt: skip
+    assert first.flops == later.flops and first.peak < later.peak
+    assert first.optimizer == later.optimizer > 0
+
+
+def test_two_batches_take_twice_the_products_and_hardly_more_memory() -> None:
+    case = draw_t5(random.Random(5))
+    cost: Any = partial(step_cost, case.modules, case.forward, case.trained, case.run, outputs=60)
+    one, two = cost(shapes=[case.shape]), cost(shapes=[case.shape] * 2)
+    assert two.flops == 2 * one.flops
+    assert one.peak <= two.peak <= 1.2 * one.peak
