@@ -40,7 +40,7 @@ Data = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as lora.rank=32.")
 ]
-Trained = Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="A run's folder, an adapter's, or a model's.")]
+Trained = Annotated[Path, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A folder, a hub id, or embedded:tiny-t5.")]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The new folder; default: the next free runs/NAME.")
 ]

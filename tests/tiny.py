@@ -19,6 +19,8 @@ from transformers import (
     BartForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -125,6 +127,19 @@ def make_bart(folder: Path, tokenizer: Path) -> Path:
         pad_token_id=0, bos_token_id=0, eos_token_id=1, decoder_start_token_id=0, forced_eos_token_id=None,
     )  # fmt: skip
     BartForConditionalGeneration(config).save_pretrained(folder)
+    for file in tokenizer.iterdir():
+        shutil.copy(file, folder)
+    return folder
+
+
+def make_llama(folder: Path, tokenizer: Path) -> Path:
+    """Writes a random Llama with GPT-2's tokens: a decoder-only architecture that is not one of ours."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=50256, eos_token_id=50256,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
     for file in tokenizer.iterdir():
         shutil.copy(file, folder)
     return folder

@@ -49,6 +49,7 @@ from loralab.experiments.variants import Run, plan_runs, set_aside, states_of
 from loralab.metrics import BITS, classification
 from loralab.metrics.floors import FLOOR_NAMES, constant, lead
 from loralab.metrics.labels import Labels
+from loralab.models.checkpoint_files import model_folder, read_config
 from loralab.planning.predicted import predicted_and_measured, prediction_markdown
 from loralab.reports.epochs import by_epoch
 from loralab.reports.run_plots import read_curves
@@ -96,6 +97,7 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
     unfinished = not resume or any(run.state != "finished" for run in planned)
     for run in planned:
         check_extras(run.recipe, trains=unfinished)
+    check_bases([run.recipe for run in planned if run.state != "finished"])
     _check_columns(recipe)
     rows = read_evaluation_rows(recipe)  # a missing split or column is found here, not after an hour
     training_rows = [read_training_rows(recipe)]
@@ -112,6 +114,17 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
     results = gather(recipe, runs, folder, rows, training_rows, failures)
     _write(results, runs, recipe, folder)
     return results
+
+
+def check_bases(recipes: Sequence[Recipe]) -> None:
+    """Finds the base of each recipe, once, before anything is trained; what is on the hub is downloaded.
+
+    Raises:
+        ModelError: there is no such base.
+    """
+    trained = (recipe for recipe in recipes if recipe.training.start_from is None and recipe.model.init != "random")
+    for name in dict.fromkeys(recipe.model.name for recipe in trained):
+        read_config(model_folder(name))
 
 
 def _check_columns(recipe: Recipe) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from loralab import builtin_data as embedded
+from loralab import builtin_data
 from loralab.errors import ModelError, nearest_file
+from loralab.models import SIZES
 from loralab.models.pretrained import from_pretrained
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 def model_folder(name: str) -> Path:
     """The folder itself, or that of the hub's files in the local cache, downloaded where they are not there yet."""
-    if name.startswith(embedded.PREFIX):
-        return embedded.model_folder(name)
+    if name.startswith(builtin_data.PREFIX):
+        return builtin_data.model_folder(name)
     if name.startswith(PACKAGE):
         return _in_package(name)
     path = Path(name).expanduser()
@@ -43,6 +44,19 @@ def model_folder(name: str) -> Path:
             "weights, or a hub id such as google/flan-t5-small; of a run or an adapter whose base has moved, --base says where."
         )
     return _download(name)
+
+
+def is_model_name(name: str) -> bool:
+    """Says whether a text that is no folder here names a model: embedded:NAME, package:NAME/FOLDER, a hub id.
+
+    A hub id is OWNER/NAME, or a published name without its owner. Where OWNER is a folder here, NAME was meant to be in it.
+    """
+    owner, _, short = name.rpartition("/")
+    if name.startswith((builtin_data.PREFIX, PACKAGE)):
+        return True
+    if not owner:
+        return any(short in sizes for sizes in SIZES.values())
+    return "/" not in owner and not owner.startswith((".", "~")) and not Path(owner).is_dir()
 
 
 def _in_package(name: str) -> Path:

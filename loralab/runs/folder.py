@@ -33,6 +33,7 @@ from loralab.config.recipe import BESIDE_RESULTS, Recipe
 from loralab.data.own_data import DEFAULTS, announced, recipe_for
 from loralab.data.readers import READERS, suffix_of
 from loralab.errors import RecipeError, RunError, nearest_file
+from loralab.models.checkpoint_files import is_model_name, model_folder
 
 RECIPE, METRICS, PREDICTIONS, RECORD = "recipe.yaml", "metrics.jsonl", "predictions.jsonl", "record.json"
 VALIDATION, CURVES, CONFUSION = "validation.jsonl", "curves.png", "confusion.png"
@@ -223,19 +224,17 @@ def find_trained(
     data: dict[str, Any] | None = None,
     lenient: bool = False,
 ) -> tuple[Recipe, Path | None]:
-    """The recipe of a run, of a single adapter or of a plain model, and what was trained (None for the base as it is).
+    """Returns the recipe of a run, of a single adapter or of a plain model, and what was trained (None for the base as it is).
 
     Args:
-        path: a run's folder, an adapter's, ours or PEFT's, or a model's.
+        path: the folder of a run, of an adapter, ours or PEFT's, or of a model; or a name of one of these: a hub id, embedded:NAME.
         overrides: of the stored recipe. What was made elsewhere has none: they must say what is needed.
         base: the base's place now, where it has moved.
         data: the recipe's data block where none is stored.
         lenient: overrides without effect in a run are no mistakes.
     """
-    if not path.is_dir():
-        raise RunError(
-            f"There is no folder {path}.{nearest_file(path)} Expected a run (runs/NAME), an adapter or a model."
-        )
+    name = str(path)
+    path = _place_of(path)
     if base is not None:
         overrides = [f"model.name={json.dumps(base)}", *overrides]
     if (path / RECIPE).exists():
@@ -257,12 +256,29 @@ def find_trained(
         if stored := _card_tree(path):  # trained whole, and copied out of its run
             here = {"model": {**stored["model"], "name": str(path)}}
             return recipe_from_tree(stored | here, overrides, str(path), lenient), path
-        tree = {"name": path.resolve().name, "model": {"name": str(path)}, "training": {"method": "none"}}
+        tree = {"name": path.resolve().name, "model": {"name": name}, "training": {"method": "none"}}
         return recipe_from_tree(_with_data(tree, _for_labels(path, data)), overrides, str(path), lenient), None
     raise RunError(
         f"{path} is neither a run (it has no {RECIPE}) nor an adapter (it has no adapter_config.json) "
         "nor a model (it has no config.json)."
     )
+
+
+def _place_of(path: Path) -> Path:
+    """Returns the folder itself, or that of the model or adapter which the name means.
+
+    Raises:
+        RunError: there is no such folder, and the name is none of a model.
+        ModelError: the name is one of a model, and there is none of it.
+    """
+    if path.is_dir():
+        return path
+    if not is_model_name(str(path)):
+        raise RunError(
+            f"There is no folder {path}.{nearest_file(path)} Expected a run (runs/NAME), an adapter, a model's folder, "
+            "a hub id such as google/flan-t5-small, or embedded:tiny-t5."
+        )
+    return model_folder(str(path))
 
 
 def _for_labels(path: Path, data: dict[str, Any] | None) -> dict[str, Any] | None:

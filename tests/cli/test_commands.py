@@ -280,6 +280,14 @@ def test_the_printed_table_fits_a_terminal(comparison: tuple[dict[str, Any], Pat
         assert expected in text
 
 
+@pytest.mark.parametrize("name", ["nobody/nothing", "./nowhere"])
+def test_a_comparison_looks_for_every_base_before_anything_runs(name: str, workshop: Path, tmp_path: Path) -> None:
+    for settings in ([f"model.name={name}"], [f"variants.full.model.name={name}"]):
+        done = loralab(tmp_path, "compare", str(workshop / "tiny.yaml"), *settings, "--out", "out", code=2)
+        assert done.stderr.count(name) == 1 and "[1/" not in done.stderr, "said once, and before the first variant"
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_variant_is_reported_and_the_others_kept(workshop: Path) -> None:
     arguments = [
         "variants.lora-4.lora.rules=[nope]",

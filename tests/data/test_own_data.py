@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from classifiers import make_bases
 from folders import write_jsonl
+from safetensors import safe_open
+from tiny import make_bart, make_gpt2, make_llama, make_t5
 
 from loralab.config.loading import load_recipe
 from loralab.config.recipe import Recipe
@@ -101,9 +104,9 @@ def test_other_separators_are_read_too(tmp_path: Path, cache: Path) -> None:
 
 # Which columns.
 
-TEXT = [f"A long text of some dozen words, the number {n} of its kind, and on." for n in range(60)]
-SHORT = [f"Short text {n}" for n in range(60)]
-VALUES = ["good" if n % 3 else "bad" for n in range(60)]
+TEXT = [f"A long text of some dozen words, the number {n} of its kind, and on." for n in range(40)]
+SHORT = [f"Short text {n}" for n in range(40)]
+VALUES = ["good" if n % 3 else "bad" for n in range(40)]
 NAME, OTHER, AGAIN = "by its name", "the only other text", "its values come again"
 LONGER, SHORTER = "the longer text", "the shorter text"
 CHOICES: dict[str, tuple[dict[str, list[Any]], tuple[str, str], tuple[str, str]]] = {
@@ -111,25 +114,25 @@ CHOICES: dict[str, tuple[dict[str, list[Any]], tuple[str, str], tuple[str, str]]
     "names in capitals": ({"Text": TEXT, " LABEL": VALUES}, ("Text", " LABEL"), (NAME, NAME)),
     "words of names": ({"newsText": TEXT, "text_summary": SHORT}, ("newsText", "text_summary"), (NAME, NAME)),
     "a whole name first": ({"text": TEXT, "text_2": SHORT, "title": SHORT}, ("text", "title"), (NAME, NAME)),
-    "numbers": ({"question": TEXT, "answer": [str(n) for n in range(60)]}, ("question", "answer"), (NAME, NAME)),
+    "numbers": ({"question": TEXT, "answer": [str(n) for n in range(40)]}, ("question", "answer"), (NAME, NAME)),
     "a source's name": ({"a": SHORT, "document": TEXT}, ("document", "a"), (NAME, OTHER)),
     "a source's name and labels": ({"kind": VALUES, "document": TEXT}, ("document", "kind"), (NAME, AGAIN)),
     "a target's name": ({"a": SHORT, "headline": TEXT}, ("a", "headline"), (OTHER, NAME)),
     "lengths": ({"a": SHORT, "b": TEXT}, ("b", "a"), (LONGER, SHORTER)),
     "labels": ({"a": VALUES, "b": TEXT}, ("b", "a"), ("the only text", AGAIN)),
     "several references": (
-        {"summary": [[None, f"one {n}", f"two {n}"] for n in range(60)], "b": TEXT},
+        {"summary": [[None, f"one {n}", f"two {n}"] for n in range(40)], "b": TEXT},
         ("b", "summary"),
         (OTHER, NAME),
     ),
     "what is ruled out": (
         {
-            "x": [f"row_{n}" for n in range(60)],
-            "when": [f"3.4.{1990 + n % 30}" for n in range(60)],
+            "x": [f"row_{n}" for n in range(40)],
+            "when": [f"3.4.{1990 + n % 30}" for n in range(40)],
             "y": ["", *[None] * 40, *TEXT[:19]],
             "z": ["same"] * 60,
-            "n": list(range(60)),
-            "see": [f"https://x.org/{n}" for n in range(60)],
+            "n": list(range(40)),
+            "see": [f"https://x.org/{n}" for n in range(40)],
             "author": SHORT,
             "b": TEXT,
             "a": SHORT,
@@ -162,7 +165,7 @@ UNCLEAR: dict[str, tuple[dict[str, list[Any]], str]] = {
     "two targets": ({"text": TEXT, "title": SHORT, "summary": SHORT}, "each of 'title', 'summary' may be the target"),
     "three texts": ({"a": TEXT, "b": SHORT, "c": SHORT}, "3 columns of text"),
     "one text": ({"a": TEXT, "id": SHORT}, "1 column of text"),
-    "no text": ({"a": list(range(60)), "b": ["x"] * 60}, "no columns of text"),
+    "no text": ({"a": list(range(40)), "b": ["x"] * 60}, "no columns of text"),
     "equal lengths": ({"a": TEXT, "b": TEXT}, "'a' and 'b' are about equally long"),
     "nothing to write": ({"document": TEXT, "id": SHORT}, "no columns may be the target"),
     "numbers among texts": ({"a": TEXT, "b": [7, *SHORT[1:]]}, r"b  no text: 7 \(int\) in row 1"),
@@ -190,7 +193,7 @@ def test_what_the_user_says_stands_and_the_rest_is_found(tmp_path: Path, cache: 
         own(path, None, "data.target=tilte")
 
 
-@pytest.mark.parametrize("values", [[n % 3 for n in range(60)], [n % 2 == 0 for n in range(60)]])
+@pytest.mark.parametrize("values", [[n % 3 for n in range(40)], [n % 2 == 0 for n in range(40)]])
 def test_labels_that_are_no_text_are_for_a_classifier(values: list[Any]) -> None:
     command, advice = (
         "loralab train --data x.jsonl",
@@ -327,3 +330,44 @@ def test_a_run_on_it_can_be_done_again(
     assert (
         json.loads((folder / "adapter/loralab.json").read_text("utf-8"))["recipe"]["data"]["target"] == "what it says"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapted"),
+    [
+        ("t5", {"q", "v"}),
+        ("bart", {"q_proj", "v_proj"}),
+        ("gpt2", {"c_attn"}),
+        ("llama", {"q_proj", "v_proj"}),
+        ("bert", {"query", "key", "value"}),
+    ],
+)
+def test_lora_goes_where_the_base_has_its_default(
+    kind: str, adapted: set[str], data_folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    tokenizer = data_folder / "tokenizers"
+    if kind == "t5":
+        base = make_t5(tmp_path / "base", "untied", tokenizer=tokenizer / "t5", vocabulary=32128)
+    elif kind == "bart":
+        base = make_bart(tmp_path / "base", tokenizer / "t5")
+    elif kind == "gpt2":
+        base = make_gpt2(tmp_path / "base", 50257, tokenizer=tokenizer / "gpt2")
+    elif kind == "llama":
+        base = make_llama(tmp_path / "base", tokenizer / "gpt2")
+    else:
+        base = make_bases(tmp_path, tokenizer / "bert-base-uncased")["bert"]
+    rows = [
+        {"mail": f"Dear Ann, the train leaves at {n}.", "subject": f"train {n}", "kind": "ab"[n % 2]} for n in range(40)
+    ]
+    write_jsonl(tmp_path / "mails.jsonl", rows)
+    columns = ["data.source=mail", "data.label=kind"] if kind == "bert" else ["evaluation.max_new_tokens=4"]
+    settings = [
+        f"model.name={base}",
+        "model.device=cpu",
+        "model.dtype=float32",
+        "training.epochs=1",
+        *columns,
+    ]
+    folder, _ = train(own(tmp_path / "mails.jsonl", None, *settings), tmp_path / "run")
+    with safe_open(folder / "adapter/adapter_model.safetensors", framework="np") as file:
+        assert {key.split(".lora_")[0].rpartition(".")[2] for key in file.keys() if ".lora_" in key} == adapted  # noqa: SIM118

@@ -16,7 +16,9 @@ from loralab import UserError, generate, load_model
 from loralab.config.loading import load_recipe
 from loralab.config.recipe import EvaluationSettings
 from loralab.data.inputs import read_texts
+from loralab.errors import ModelError, RunError
 from loralab.inference.generate import NO_DATA, Question, Writer, answer
+from loralab.models.checkpoint_files import model_folder
 from loralab.runs.folder import find_trained, read_lines, write_recipe
 
 TEXTS = ["Tom: Lunch? Ann: At one, by the lake.", "Is the report done? No.", "I lost my dog in the park today!"]
@@ -333,3 +335,25 @@ def test_a_base_alone_is_asked_as_it_is(base: Path) -> None:
     )
     with pytest.raises(UserError, match="data: missing"):
         find_trained(base, [], None)
+
+
+def test_a_base_is_named_as_everywhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["model.dtype=float32", "evaluation.max_new_tokens=4"]
+    question = Question(texts=("def f(x): return x",))
+    named = answer(Path("embedded:tiny-t5"), question, settings, None)[0]
+    assert named == answer(model_folder("embedded:tiny-t5"), question, settings, None)[0]
+    for name, error, message in (
+        ("embedded:tiny-t6", ModelError, "Did you mean 'embedded:tiny-t5'"),
+        (
+            "google/flan-t5-smal",
+            ModelError,
+            "'google/flan-t5-smal' is no folder here, and could not be fetched from the hub",
+        ),
+        ("t5-small", ModelError, "'t5-small' is no folder here, and could not be fetched"),
+        ("lora-8", RunError, "There is no folder lora-8. Expected a run"),
+        ("runs/lora-8", RunError, r"There is no folder runs/lora-8. Did you mean .*lora-16"),
+    ):
+        (tmp_path / "runs/lora-16").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(error, match=message):
+            answer(Path(name), question, settings, None)
