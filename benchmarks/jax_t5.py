@@ -105,11 +105,12 @@ def parse() -> argparse.Namespace:
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
+    lora = ["lora.dropout=0", f"lora.rules=[{options.rules}]", "lora.rank=8", "lora.alpha=16"]
     return load_recipe(
         "flan-t5-base-dialogsum",
         [
             f"model.name={options.model}", f"data.name={options.data}", "model.dtype=float32", "model.device=cpu",
-            "model.dropout=0", "lora.dropout=0", f"lora.rules=[{options.rules}]", "lora.rank=8", "lora.alpha=16",
+            "model.dropout=0", *(lora if options.method == "lora" else []),
             f"training.method={options.method}", f"optimizer.learning_rate={options.rate}",
         ],
     )  # fmt: skip

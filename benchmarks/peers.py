@@ -86,7 +86,10 @@ def recipe_for(base: Path, data: Path, *overrides: str) -> Recipe:
     """The published experiment on DialogSum with LoRA of rank 8 on all of attention."""
     lora = ["lora.rank=8", "lora.alpha=8", "lora.rules=[q, k, v, o]", "lora.dropout=0.05"]
     places = [f"model.name={base}", f"data.name={data / 'dialogsum'}", "data.max_target_length=128"]
-    return load_recipe("flan-t5-base-dialogsum", [*places, *lora, *overrides])
+    settings = [*places, *lora, *overrides]
+    if {"training.method=full", "training.method=none"} & {*overrides}:
+        settings = [each for each in settings if not each.startswith("lora.")]  # which have no effect there
+    return load_recipe("flan-t5-base-dialogsum", settings)
 
 
 def race(turns: dict[str, Turn], rounds: int) -> dict[str, list[float]]:

@@ -179,7 +179,7 @@ def test_merge_gives_a_model_for_transformers(workshop: Path, run: dict[str, Any
 def test_another_architecture_goes_the_same_way(method: str, workshop: Path) -> None:
     settings = [
         "model.name=bart",
-        "lora.rules=[q_proj, v_proj]",
+        *(["lora.rules=[q_proj, v_proj]"] if method == "lora" else []),
         f"training.method={method}",
         "--out",
         f"bart-{method}",

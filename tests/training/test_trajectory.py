@@ -38,8 +38,9 @@ SETTINGS = [
 
 def recipe(data_folder: Path, base: Path, method: str, rate: float) -> Recipe:
     places = [f"model.name={base}", f"data.name={data_folder / 'dialogsum'}"]
+    settings = [each for each in SETTINGS if method == "lora" or not each.startswith("lora.")]
     return load_recipe(
-        "flan-t5-base-dialogsum", [*places, *SETTINGS, f"training.method={method}", f"optimizer.learning_rate={rate}"]
+        "flan-t5-base-dialogsum", [*places, *settings, f"training.method={method}", f"optimizer.learning_rate={rate}"]
     )
 
 

@@ -156,7 +156,8 @@ def test_data_without_the_split_is_trained_on_all_the_same(
         assert f"validation.{word}: the split 'validation' is not there, so the first 6" in capsys.readouterr().err
         with pytest.raises(RecipeError, match="9 training rows are too few to hold out a tenth"):
             read_choosing_rows(recipe, 9)
-    untrained = load_recipe(workshop / "tiny.yaml", [*here, "validation.keep=best", "training.method=none"])
+    variant = ["validation.keep=best", "variants={zero-shot: {training.method: none}}", "published={}"]
+    untrained = load_recipe(workshop / "tiny.yaml", [*here, *variant]).variant("zero-shot")
     assert read_choosing_rows(untrained, 60) is None, "zero-shot inherits the block and has no use for it"
 
 
