@@ -58,8 +58,10 @@ def base(tmp_path_factory: pytest.TempPathFactory, workshop: Path) -> Path:
 
 def recipe(base: Path, workshop: Path, *overrides: str) -> Recipe:
     """The published experiment on other rows, with another model."""
-    places = [f"model.name={base}", f"data.name={workshop / 'data'}", f"lora.rules=[{', '.join(EVERYWHERE)}]"]
-    return load_recipe("flan-t5-base-dialogsum", [*places, *SETTINGS, *overrides])
+    places = [f"model.name={base}", f"data.name={workshop / 'data'}"]
+    methods = [each for each in overrides if each.startswith("training.method=")]
+    lora = [f"lora.rules=[{', '.join(EVERYWHERE)}]"] if methods[-1:] in ([], ["training.method=lora"]) else []
+    return load_recipe("flan-t5-base-dialogsum", [*places, *lora, *SETTINGS, *overrides])
 
 
 # Beside Transformers and PEFT
