@@ -43,7 +43,7 @@ from loralab.on_torch.generation.generate import generate_ids, pad
 from loralab.on_torch.loading.device import choose_device
 from loralab.on_torch.loading.load import load_weights
 from loralab.on_torch.models.gpt2 import GPT2
-from loralab.on_torch.ops.onednn_linear import laid_out
+from loralab.on_torch.ops.onednn_linear import prepacked_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PEERS_DTYPES = ("fp32", "bf16", "bf16 with adapter in fp32", "autocast")
@@ -92,7 +92,7 @@ class Ours:
         assert isinstance(self.model, GPT2)
         self.model.ends = (-1,)  # no answer ends early, as by the peer's min_new_tokens
         self.kept = ExitStack()
-        self.kept.enter_context(laid_out(self.model))
+        self.kept.enter_context(prepacked_weights(self.model))
 
     def answer(self, prompts: Prompts, beams: int, new_tokens: int) -> None:
         generate_ids(self.model, prompts, Decoding(max_new_tokens=new_tokens, beams=beams), 0)

@@ -70,7 +70,7 @@ class Ours:
 
     def _train(self) -> None:
         if self.once:
-            self.engine.compute_once(self.rows, lambda done: None)
+            self.engine.cache_frozen_features(self.rows, lambda done: None)
         lengths = self.rows.source_lengths, self.rows.target_lengths
         for epoch in range(self.epochs):
             for rows in plan_batches(*lengths, tokens_per_batch=None, batch_size=BATCH, seed=0, epoch=epoch):

@@ -119,13 +119,13 @@ def plan(
 
     Example: loralab plan flan-t5-xxl-samsum
     """
-    from loralab.planning.plan import Question
+    from loralab.planning.plan import PlanOptions
     from loralab.planning.plan import plan as foresee
     from loralab.planning.report import report
     from loralab.runs.folder import recipe_and_folder
 
     settings, _ = recipe_and_folder("plan", recipe, overrides or [], None, None, False)
-    found = foresee(settings, Question(measure, price_per_hour, tokens_per_second))
+    found = foresee(settings, PlanOptions(measure, price_per_hour, tokens_per_second))
     _finish(found, as_json, report(found))
 
 
@@ -234,10 +234,10 @@ def generate(
 
     Example: loralab generate runs/rank-32 --text "Tom: Lunch? Ann: At one."
     """
-    from loralab.inference.generate import Question, answer
+    from loralab.inference.generate import GenerateRequest, run_request
 
-    question = Question(text or (), input, out, sample, as_json, seed)
-    result, words = answer(trained, question, overrides or [], base, max_new_tokens, stop or (), top_p)
+    question = GenerateRequest(text or (), input, out, sample, as_json, seed)
+    result, words = run_request(trained, question, overrides or [], base, max_new_tokens, stop or (), top_p)
     if as_json or words is not None:
         _finish(result, as_json, words or "")
 

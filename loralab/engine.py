@@ -40,7 +40,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Proof:
+class SavedModelCheck:
     """Whether what was saved is what was trained, measured on real rows right after training."""
 
     reloaded_equal: bool
@@ -52,7 +52,7 @@ class Proof:
 
 
 @dataclass
-class Watched:
+class StepProfile:
     """What was seen of one step."""
 
     flops: int = 0
@@ -90,7 +90,7 @@ class Engine(Protocol):
     def train_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
         """One update from all of these batches, each target token weighing the same; none where the result is not finite."""
 
-    def watch(self) -> AbstractContextManager[Watched]:
+    def profile(self) -> AbstractContextManager[StepProfile]:
         """Sees what runs inside computes and holds; it is filled in at the end."""
 
     def diagnose(self, batches: Sequence[Batch]) -> str:
@@ -102,7 +102,7 @@ class Engine(Protocol):
     def load_state(self, file: Path) -> None:
         """Goes back to what `save_state` wrote."""
 
-    def aside(self) -> AbstractContextManager[None]:
+    def preserve_rng(self) -> AbstractContextManager[None]:
         """Whatever is measured inside leaves the random streams as they were: training goes on as if it had not been."""
 
     def losses(self, batch: Batch) -> NDArray[np.float64]:
@@ -111,7 +111,7 @@ class Engine(Protocol):
     def logits(self, batch: Batch) -> NDArray[np.float64]:
         """[B, C]: a classifier's, before softmax, or sigmoid where a row may have several labels; nothing is dropped out."""
 
-    def compute_once(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
+    def cache_frozen_features(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
         """Computes what of these rows is the same in every epoch; `on_done` hears how many rows are done."""
 
     def generate(
@@ -127,13 +127,13 @@ class Engine(Protocol):
         `on_done` hears how many are done; `on_token` each token as it is written, for a single source and no beam search.
         """
 
-    def writing(self) -> AbstractContextManager[None]:
+    def generation_mode(self) -> AbstractContextManager[None]:
         """What `generate` prepares of the weights, which inside do not change, is prepared once for all its calls."""
 
     def save(self, folder: Path, card: dict[str, Any]) -> Path:
         """Writes what was trained below this folder; returns where."""
 
-    def prove(self, saved: Path, batch: Batch) -> Proof:
+    def verify_saved(self, saved: Path, batch: Batch) -> SavedModelCheck:
         """Reads back what was saved and holds it against the live model."""
 
     def peak_memory(self) -> int:

@@ -17,7 +17,7 @@ from gpu_parts.report import CannotRun, Report
 from gpu_parts.sides import Ours, Peer, Setting, Side, Work, free, rules_of, spec_of
 from loralab.models.t5 import T5Config, config_json, deviation
 from loralab.on_torch.models.t5 import T5
-from loralab.on_torch.quantization.quantize import Int8Linear, to_pack
+from loralab.on_torch.quantization.quantize import Int8Linear, modules_to_quantize
 
 SPREAD_OF_CODES = math.sqrt((255**2 - 1) / 12)  # of whole numbers drawn evenly from -127 to 127
 
@@ -91,7 +91,7 @@ def drawn(config: T5Config, device: torch.device, packed: bool) -> T5:
     """A T5 with random weights in bf16; with int8 codes, drawn evenly, in the place of its linear maps' weights."""
     with torch.device("meta"):
         model = T5(config).to(torch.bfloat16)
-    for name in to_pack(model) if packed else []:
+    for name in modules_to_quantize(model) if packed else []:
         model.set_submodule(name, _codes(model.get_submodule(name), f"{name}.weight", config, device))
     for module_name, module in model.named_modules():
         for leaf, parameter in list(module.named_parameters(recurse=False)):

@@ -23,7 +23,7 @@ from loralab.on_torch.adapters.attach import attach
 from loralab.on_torch.generation.generate import generate_ids, pad
 from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.output import IGNORED
-from loralab.on_torch.ops.onednn_linear import laid_out
+from loralab.on_torch.ops.onednn_linear import prepacked_weights
 from loralab.on_torch.training.forward import token_losses
 from loralab.on_torch.training.optimizer import Optimizer
 
@@ -111,7 +111,7 @@ class Ours:
             model.ends = (-1,)  # no answer ends early, as by the peer's min_new_tokens
         else:
             model.config = replace(model.config, eos_token_id=-1)
-        with laid_out(model):
+        with prepacked_weights(model):
             generate_ids(model, self.work.sources, Decoding(max_new_tokens=new_tokens, beams=beams), 0)
 
 

@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseDescription:
     """What an adapter has to fit."""
 
     name: str
@@ -33,7 +33,7 @@ class Base:
     """Whether the parameter of this name has these values, as far as its dtype can tell."""
 
 
-def fitted(stored: AdapterFiles, base: Base, folder: str | Path) -> AdapterFiles:
+def check_compatibility(stored: AdapterFiles, base: BaseDescription, folder: str | Path) -> AdapterFiles:
     """The adapter for this base, without the copies of the base's own weights that PEFT may have saved beside it.
 
     Raises:
@@ -54,7 +54,7 @@ def fitted(stored: AdapterFiles, base: Base, folder: str | Path) -> AdapterFiles
     return stored
 
 
-def _is_copy(name: str, array: np.ndarray, stored: AdapterFiles, base: Base) -> bool:
+def _is_copy(name: str, array: np.ndarray, stored: AdapterFiles, base: BaseDescription) -> bool:
     """Whether this is an embedding or head as the base has it, which no setting trains: PEFT's `save_embedding_layers`."""
     if not name.endswith(".weight") or any(f".{module}." in f".{name}" for module in stored.spec.modules_to_save):
         return False
@@ -62,7 +62,7 @@ def _is_copy(name: str, array: np.ndarray, stored: AdapterFiles, base: Base) -> 
     return any(base.parameters.get(each) == array.shape and base.holds(each, array) for each in names)
 
 
-def _check_base(stored: AdapterFiles, base: Base, folder: str | Path) -> None:
+def _check_base(stored: AdapterFiles, base: BaseDescription, folder: str | Path) -> None:
     record = stored.card.get("base", {}).get("fingerprint")
     problem = difference(record, base.fingerprint(record)) if record else None
     if problem:
@@ -71,7 +71,7 @@ def _check_base(stored: AdapterFiles, base: Base, folder: str | Path) -> None:
         )
 
 
-def _check_names(stored: AdapterFiles, base: Base, folder: str | Path) -> None:
+def _check_names(stored: AdapterFiles, base: BaseDescription, folder: str | Path) -> None:
     extra = [name for name in stored.updates if name not in base.maps]
     extra += [name for name in stored.tuned if name not in base.parameters]
     if unwrapped := [name for name in extra if f"{name}.weight" in base.parameters]:

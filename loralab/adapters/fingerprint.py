@@ -16,14 +16,14 @@ TENSORS, VALUES = 64, 8  # sampled: enough to tell any two trainings apart, and 
 ROUNDING = 2.0**-7  # bf16 keeps 8 bits: two roundings of one value differ by at most this share of it
 
 
-class Sample(TypedDict):
+class WeightSample(TypedDict):
     """One matrix: its shape and some of its values, at positions spread evenly over it."""
 
     shape: list[int]
     values: list[float]
 
 
-Fingerprint = dict[str, Sample]
+Fingerprint = dict[str, WeightSample]
 
 
 def take(shapes: Mapping[str, Sequence[int]], read: Callable[[str, np.ndarray], Sequence[float]]) -> Fingerprint:
@@ -37,7 +37,7 @@ def take(shapes: Mapping[str, Sequence[int]], read: Callable[[str, np.ndarray], 
     return {name: _sample(name, shapes[name], read) for name in spread(matrices, TENSORS)}
 
 
-def _sample(name: str, shape: Sequence[int], read: Callable[[str, np.ndarray], Sequence[float]]) -> Sample:
+def _sample(name: str, shape: Sequence[int], read: Callable[[str, np.ndarray], Sequence[float]]) -> WeightSample:
     values = read(name, sampled_positions(shape))
     return {"shape": list(shape), "values": [float(f"{value:.6g}") for value in values]}
 

@@ -28,7 +28,7 @@ STORED = 0.7  # of a block's keys: more are given in a recipe that loralab has s
 
 
 @dataclass(frozen=True)
-class Idle:
+class Ineffective:
     """Keys that nothing reads where `holds`."""
 
     keys: tuple[str, ...]
@@ -64,52 +64,52 @@ def _percentile(side: str) -> Callable[[Recipe], bool]:
 UPDATES = _of("lora", LoRASpec, but=("disabled",))
 VALIDATION = tuple(f"validation.{key}" for key in ("rows", "metrics", "metric", "samples"))
 IDLE = (
-    Idle(
+    Ineffective(
         (*UPDATES, *_of("training", TrainingSettings, but=("method", "seed")), *_of("optimizer", OptimizerSettings),
          "validation", "model.dropout"),
         _method("none"), "with training.method none, which trains nothing",
     ),
-    Idle(UPDATES, _method("full"), "with training.method full, which trains every weight and has no adapter"),
-    Idle(UPDATES, _method("head"), "with training.method head, which trains the head alone"),
-    Idle(("optimizer.lora_plus_ratio",), _method("full", "head"), "without training.method lora: it is about LoRA's B"),
-    Idle(("training.head",), _method("full", "head"), "without training.method lora: full and head train the head in any case"),
-    Idle(("training.frozen_dropout",), _method("lora", "full"), "without training.method head"),
-    Idle(
+    Ineffective(UPDATES, _method("full"), "with training.method full, which trains every weight and has no adapter"),
+    Ineffective(UPDATES, _method("head"), "with training.method head, which trains the head alone"),
+    Ineffective(("optimizer.lora_plus_ratio",), _method("full", "head"), "without training.method lora: it is about LoRA's B"),
+    Ineffective(("training.head",), _method("full", "head"), "without training.method lora: full and head train the head in any case"),
+    Ineffective(("training.frozen_dropout",), _method("lora", "full"), "without training.method head"),
+    Ineffective(
         ("lora.use_rslora",), lambda recipe: recipe.lora.alpha is None and not recipe.lora.alpha_pattern,
         "where lora.alpha is null: the scale is then 1. Give lora.alpha",
     ),
-    Idle(("lora.shared_dropout",), lambda recipe: recipe.lora.dropout == 0, "where lora.dropout is 0"),
-    Idle(("lora.bias",), lambda recipe: recipe.lora.tune_vectors, "with lora.tune_vectors, which trains every bias"),
-    Idle(
+    Ineffective(("lora.shared_dropout",), lambda recipe: recipe.lora.dropout == 0, "where lora.dropout is 0"),
+    Ineffective(("lora.bias",), lambda recipe: recipe.lora.tune_vectors, "with lora.tune_vectors, which trains every bias"),
+    Ineffective(
         ("data.max_test_rows",), lambda recipe: recipe.evaluation.split != "test",
         "where evaluation.split is not test: no row of that split is read",
         unless_file=_bounds_what_is_read,
     ),
-    Idle(
+    Ineffective(
         ("data.max_validation_rows",), lambda recipe: not _reads_validation(recipe),
         "where evaluation.split is not validation and nothing is measured while training (validation.every is null, or "
         "training.method none): no row of that split is read",
         unless_file=_bounds_what_is_read,
     ),
-    Idle(
+    Ineffective(
         ("data.pick_rows",), lambda recipe: all(recipe.data.max_rows(split) is None for split in ("train", "validation", "test")),
         "without data.max_train_rows, data.max_validation_rows or data.max_test_rows: all rows are used",
     ),
-    Idle(("data.expected.source_length",), _percentile("source"), "where data.max_source_length is a number of tokens"),
-    Idle(("data.expected.target_length",), _percentile("target"), "where data.max_target_length is a number of tokens"),
-    Idle(
+    Ineffective(("data.expected.source_length",), _percentile("source"), "where data.max_source_length is a number of tokens"),
+    Ineffective(("data.expected.target_length",), _percentile("target"), "where data.max_target_length is a number of tokens"),
+    Ineffective(
         VALIDATION, lambda recipe: recipe.validation.every is None and recipe.chooses is None,
         "where validation.every is null: nothing is measured while training",
     ),
-    Idle(
+    Ineffective(
         ("evaluation.seed",), lambda recipe: not (recipe.evaluation.sample or recipe.evaluation.shots),
         "without evaluation.sample or evaluation.shots: nothing is drawn",
     ),
-    Idle(
+    Ineffective(
         ("evaluation.max_new_tokens",), lambda recipe: recipe.data.label is not None,
         "with data.label: a classifier writes nothing",
     ),
-    Idle(
+    Ineffective(
         ("published_source",), lambda recipe: not (recipe.published or recipe.published_epochs),
         "without published figures",
     ),
@@ -179,11 +179,11 @@ def _reason(key: str, recipes: list[Recipe], explicit: bool) -> str | None:
     return None if None in reasons else reasons[0]
 
 
-def _holds(rule: Idle, recipe: Recipe, explicit: bool) -> bool:
+def _holds(rule: Ineffective, recipe: Recipe, explicit: bool) -> bool:
     return rule.holds(recipe) and (explicit or not rule.unless_file(recipe))
 
 
-def _about(rule: Idle, key: str) -> bool:
+def _about(rule: Ineffective, key: str) -> bool:
     return any(key == each or key.startswith(f"{each}.") for each in rule.keys)
 
 

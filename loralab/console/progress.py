@@ -50,7 +50,7 @@ class Progress:
         elapsed = now - self.started
         left = elapsed / max(done - self.begun, 1) * (self.total - done)
         ending = f"in {clock(elapsed)}" if final else f"{clock(left)} left"
-        self._show(fit([f"{self.label} {done}/{self.total}", *notes, ending], columns()), renew=not final)
+        self._show(fit_line([f"{self.label} {done}/{self.total}", *notes, ending], columns()), renew=not final)
 
     def say(self, text: str) -> None:
         """One line of plain news, in the place of the line that renews itself."""
@@ -69,7 +69,7 @@ def columns() -> int:
     return shutil.get_terminal_size().columns - 1
 
 
-def fit(parts: Sequence[str], width: int) -> str:
+def fit_line(parts: Sequence[str], width: int) -> str:
     """The parts in one line: two spaces between them, or one where that is too long, then without the last but one."""
     for line in ("  ".join(parts), " ".join(parts), " ".join([*parts[:-2], *parts[-1:]])):
         if len(line) <= width:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loralab import builtin_data as embedded
+from loralab import builtin_data
 from loralab import models as families
 from loralab.config.model import ModelSettings
 from loralab.cost import encoder, gpt2, t5
@@ -75,7 +75,7 @@ def find_base(settings: ModelSettings, labels: int | None) -> Base:
     """
     if settings.init == "random":
         return _random(settings)
-    beside = settings.name.startswith((embedded.PREFIX, PACKAGE))
+    beside = settings.name.startswith((builtin_data.PREFIX, PACKAGE))
     place = model_folder(settings.name) if beside else Path(settings.name)
     file = place / CONFIG if place.is_dir() else place
     if file.is_file():

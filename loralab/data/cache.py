@@ -72,7 +72,7 @@ def cached(kind: str, key: Mapping[str, object], build: Callable[[Path], Facts])
     try:
         part.mkdir(parents=True)
         seal(part, build(part))
-        install(part, folder)
+        move_into_place(part, folder)
         remove_unused(folder.parent)
     except OSError as error:
         raise DataError(
@@ -90,7 +90,7 @@ def whole(folder: Path) -> Facts | None:
     """The facts of an entry whose files are all there and as they were written; None otherwise."""
     try:
         entry = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
-        files = {name: list(measure(folder / name)) for name in entry["files"]}
+        files = {name: list(size_and_checksum(folder / name)) for name in entry["files"]}
         facts: Facts | None = entry["facts"] if files == entry["files"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -101,7 +101,7 @@ def whole(folder: Path) -> Facts | None:
 
 def seal(part: Path, facts: Facts) -> None:
     """Writes entry.json and waits until all is on the disk: a name must not be there before its content is."""
-    files = {file.name: measure(file) for file in sorted(part.iterdir())}
+    files = {file.name: size_and_checksum(file) for file in sorted(part.iterdir())}
     (part / ENTRY).write_text(json.dumps({"facts": facts, "files": files}), encoding="utf-8")
     for file in part.iterdir():
         descriptor = os.open(file, os.O_RDONLY)
@@ -109,7 +109,7 @@ def seal(part: Path, facts: Facts) -> None:
         os.close(descriptor)
 
 
-def measure(file: Path) -> tuple[int, int]:
+def size_and_checksum(file: Path) -> tuple[int, int]:
     """(bytes, checksum)."""
     size = checksum = 0
     with file.open("rb") as opened:
@@ -118,7 +118,7 @@ def measure(file: Path) -> tuple[int, int]:
     return size, checksum
 
 
-def install(part: Path, folder: Path) -> None:
+def move_into_place(part: Path, folder: Path) -> None:
     """Gives a sealed entry its name. One that is there and whole stays: another process was faster."""
     try:
         part.rename(folder)

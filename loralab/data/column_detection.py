@@ -51,7 +51,7 @@ SHOWN = 50  # characters of an example
 
 
 @dataclass
-class Column:
+class DetectedColumn:
     """What is known of one column after its cells have been seen."""
 
     name: str
@@ -133,10 +133,10 @@ class Table(NamedTuple):
 
     title: str
     rows: int
-    columns: Mapping[str, Column]
+    columns: Mapping[str, DetectedColumn]
 
     def kind(self, name: str) -> str:
-        """That of `Column`."""
+        """That of `DetectedColumn`."""
         return self.columns[name].kind(self.rows)
 
     def in_words(self) -> list[str]:
@@ -166,12 +166,12 @@ Choices = dict[str, Choice]
 
 def look_at(title: str, records: Iterable[Record]) -> Table:
     """Goes through all rows once. Raises `DataError` where there are none."""
-    columns: dict[str, Column] = {}
+    columns: dict[str, DetectedColumn] = {}
     rows = 0
     for record in records:
         rows += 1
         for name in record.cells:
-            columns.setdefault(name, Column(name)).see(record)
+            columns.setdefault(name, DetectedColumn(name)).see(record)
     if not rows:
         raise DataError(f"{title} has no rows.")
     return Table(title, rows, columns)

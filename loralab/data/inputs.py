@@ -20,7 +20,7 @@ OUT_FORMATS = (".jsonl", ".csv")
 
 
 @dataclass(frozen=True)
-class Texts:
+class InputTexts:
     """Rows as they stand in a file, and the text of each; "" where a row has none."""
 
     rows: Sequence[Mapping[str, object]]
@@ -51,7 +51,7 @@ def _cell(value: object) -> object:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
-def read_texts(place: str, column: str, chat: bool = False) -> Texts:
+def read_texts(place: str, column: str, chat: bool = False) -> InputTexts:
     """The rows of a file: of a .jsonl, .csv or another of READERS with its `column`; of a .txt, or of stdin for `-`, one a line.
 
     With `chat` the column holds conversations, or a user's message each.
@@ -67,11 +67,11 @@ def read_texts(place: str, column: str, chat: bool = False) -> Texts:
             check_columns(record, column)
             if PREDICTION in record.cells:
                 raise DataError(f"{record.where}: there is a column {PREDICTION!r} already. Rename or remove it.")
-        texts = Texts([record.cells for record in records], [_text_of(record, column, chat) for record in records])
+        texts = InputTexts([record.cells for record in records], [_text_of(record, column, chat) for record in records])
     elif suffix == ".txt" or place == "-":
         given = io.StringIO(read_stdin()) if place == "-" else (line for _, line in numbered_lines(path))
         lines = [line.rstrip("\r\n") for line in given]
-        texts = Texts([{column: line} for line in lines], [line if line.strip() else "" for line in lines])
+        texts = InputTexts([{column: line} for line in lines], [line if line.strip() else "" for line in lines])
     else:
         known = [*READERS, ".txt"]
         raise DataError(

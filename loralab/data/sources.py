@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from loralab import builtin_data as embedded
+from loralab import builtin_data
 from loralab.data.readers import READERS, Record, json_records, jsonl_records, stem_of, suffix_of
 from loralab.errors import DataError, nearest_file
 
@@ -42,7 +42,7 @@ class Place:
 
 def open_place(name: str, split: str) -> Place:
     """Where the rows of this split are. Raises `DataError` where there is no such file, folder or split."""
-    if name.startswith(embedded.PREFIX):
+    if name.startswith(builtin_data.PREFIX):
         return embedded_place(name, split)
     path = local_path(name)
     if path is None:
@@ -64,7 +64,7 @@ def open_place(name: str, split: str) -> Place:
 
 def splits_of(name: str) -> list[str]:
     """The names of the splits that the folder, file or hub data set has, sorted."""
-    if name.startswith(embedded.PREFIX):
+    if name.startswith(builtin_data.PREFIX):
         return sorted(SPLITS)
     path = local_path(name)
     if path is None:
@@ -76,13 +76,13 @@ def splits_of(name: str) -> list[str]:
 
 
 def embedded_place(name: str, split: str) -> Place:
-    title, rows = f"{name}, split {split!r}", embedded.read(name, split)
+    title, rows = f"{name}, split {split!r}", builtin_data.read(name, split)
 
     def records() -> Iterator[Record]:
         for number, cells in enumerate(rows, start=1):
             yield Record(number, f"{title}, row {number}", cells)
 
-    return Place(title, records, lambda: f"{name} {split} {embedded.content_hash(rows)}")
+    return Place(title, records, lambda: f"{name} {split} {builtin_data.content_hash(rows)}")
 
 
 # Files and folders.

@@ -227,7 +227,7 @@ def records_of_part(
 
 def write_index(folder: Path, place: Place, data: DataSettings, split: str) -> Facts:
     """Goes through the rows once and writes what stays of them."""
-    findings, digest, sample, labels = Findings(), hashlib.sha256(), Sample(), Counter[str]()
+    findings, digest, sample, labels = Findings(), hashlib.sha256(), TextReservoir(), Counter[str]()
     with ArrayFile(folder / "numbers.npy", "<i8") as numbers, ArrayFile(folder / "source_hashes.npy", "<u8") as hashes:
         rows = chosen_rows(place, data, split, findings)
         while chunk := list(islice(rows, 1000)):
@@ -243,7 +243,7 @@ def write_index(folder: Path, place: Place, data: DataSettings, split: str) -> F
     return {"content_hash": digest.hexdigest(), "findings": findings.as_json(), "label_counts": dict(labels)}
 
 
-class Sample:
+class TextReservoir:
     """An even sample of a stream of texts (Vitter 1985, "Random sampling with a reservoir"); the same for the same stream."""
 
     def __init__(self) -> None:

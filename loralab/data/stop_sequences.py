@@ -27,13 +27,13 @@ class Stops:
         return [any(text in tail for text in self.texts) for tail in tails]
 
 
-def cut(text: str, stops: Sequence[str]) -> str:
+def truncate_at_stop(text: str, stops: Sequence[str]) -> str:
     """The text before the first of the stop texts in it."""
     places = [place for stop in stops if (place := text.find(stop)) >= 0]
     return text[: min(places, default=len(text))]
 
 
-def certain(text: str, stops: Sequence[str]) -> str:
+def final_part(text: str, stops: Sequence[str]) -> str:
     """The text as far as it stays, whatever follows: without an end with which a stop text may begin."""
     begun = (
         length for stop in stops for length in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:length])

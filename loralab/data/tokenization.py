@@ -147,15 +147,15 @@ def encode_chunk(
     def targets(texts: list[str], limit: int) -> list[list[int]]:
         return encode_targets(texts, tokenizer, limit, prompt)[0]
 
-    source_ids, long_sources = fitted(sources, [example.source for example in examples], limits[0], cut)
+    source_ids, long_sources = truncated(sources, [example.source for example in examples], limits[0], cut)
     if isinstance(prompt, Prompt) and prompt.labels is not None:
         places = [prompt.labels.targets(example.targets[0]) for example in examples]
         return {"source": source_ids, "target": places}, {"long_sources": long_sources, "long_targets": []}
-    target_ids, long_targets = fitted(targets, [example.targets[0] for example in examples], limits[1], cut)
+    target_ids, long_targets = truncated(targets, [example.targets[0] for example in examples], limits[1], cut)
     return {"source": source_ids, "target": target_ids}, {"long_sources": long_sources, "long_targets": long_targets}
 
 
-def fitted(
+def truncated(
     encode_texts: Callable[[list[str], int], list[list[int]]], texts: list[str], limit: int, cut: bool
 ) -> tuple[list[list[int]], list[int]]:
     """(ids of each text, places of those over the limit, which are cut to it on demand)."""

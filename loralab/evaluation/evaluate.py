@@ -26,7 +26,7 @@ from loralab.data.rows import Example, subject
 from loralab.data.sequence_packing import PackedSplit, encode_packed
 from loralab.data.span_corruption import Documents, Encoded, encode_documents
 from loralab.data.splits import AnySplit, Split, read_split
-from loralab.data.stop_sequences import cut
+from loralab.data.stop_sequences import truncate_at_stop
 from loralab.data.tokenization import NO_LIMIT, encode, encode_sources, flat, prompt_of
 from loralab.data.tokenized_split import EncodedSplit
 from loralab.engine import Engine
@@ -282,7 +282,7 @@ def write_answers(
     sources = list(first_row)
     ids = engine.generate([encoded.source(first_row[source]).tolist() for source in sources], decoding, on_done)
     texts = dict(zip(sources, engine.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True))
-    return [cut(texts[example.source], decoding.stop).strip() for example in split.examples]
+    return [truncate_at_stop(texts[example.source], decoding.stop).strip() for example in split.examples]
 
 
 def write_predictions(

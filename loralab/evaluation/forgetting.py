@@ -115,7 +115,7 @@ def encode_held_out(engine: Engine, recipe: Recipe, rows: Mapping[str, Split]) -
 
 def measure_before(engine: Engine, rows: Mapping[str, Split], encoded: Mapping[str, Encoded]) -> dict[str, Scores]:
     """The losses of the weights that the training starts from; nothing of it shows in the training."""
-    with engine.aside():
+    with engine.preserve_rng():
         return {
             name: loss_scores(rows[name], each, _known_losses(engine, name, each)) for name, each in encoded.items()
         }

@@ -44,8 +44,8 @@ from loralab.evaluation.evaluate import (
     text_floors,
 )
 from loralab.evaluation.forgetting import read_forgotten, read_held_out
-from loralab.experiments.resume import check_comparison, check_kept
-from loralab.experiments.variants import Run, plan_runs, set_aside, states_of
+from loralab.experiments.resume import check_comparison, check_unchanged_rows
+from loralab.experiments.variants import PlannedRun, plan_runs, set_aside, states_of
 from loralab.metrics import BITS, classification
 from loralab.metrics.floors import FLOOR_NAMES, constant, lead
 from loralab.metrics.labels import Labels
@@ -53,7 +53,7 @@ from loralab.models.checkpoint_files import model_folder, read_config
 from loralab.planning.predicted import predicted_and_measured, prediction_markdown
 from loralab.reports.epochs import by_epoch
 from loralab.reports.run_plots import read_curves
-from loralab.reports.samples import IN_FILE, IN_TERMINAL, markdown, read_samples
+from loralab.reports.samples import IN_FILE, IN_TERMINAL, markdown, read_compared_rows
 from loralab.reports.turning_point import first_turn
 from loralab.runs.folder import (
     METRICS,
@@ -62,11 +62,11 @@ from loralab.runs.folder import (
     RECIPES,
     RESULTS,
     check_free,
-    go_on,
-    lost_results,
+    missing_results,
     new_folder,
     read_lines,
     read_record,
+    resume_command,
     write_recipe,
 )
 from loralab.training.datasets import describe_rows, read_training_rows
@@ -105,7 +105,7 @@ def compare(recipe: Recipe, out: Path | None, resume: bool = False) -> dict[str,
         training_rows += read_mixture(variant).values()
     held_out = read_held_out(recipe)
     if resume:
-        check_kept(planned, held_out)
+        check_unchanged_rows(planned, held_out)
     folder = out if resume and out is not None else new_folder(out, recipe.name)
     (folder / RECIPES).mkdir(exist_ok=True)  # by which it is known as a comparison's
     write_recipe(folder, recipe)
@@ -137,7 +137,7 @@ def _check_columns(recipe: Recipe) -> None:
 # Running
 
 
-def run_all(runs: Sequence[Run], folder: Path) -> dict[str, str]:
+def run_all(runs: Sequence[PlannedRun], folder: Path) -> dict[str, str]:
     """Runs what is not there yet; returns what failed, by the run's folder, and why."""
     failures: dict[str, str] = {}
     states = states_of(runs)
@@ -163,11 +163,11 @@ def run_all(runs: Sequence[Run], folder: Path) -> dict[str, str]:
     return failures
 
 
-def _trains(run: Run) -> bool:
+def _trains(run: PlannedRun) -> bool:
     return run.recipe.training.method != "none"
 
 
-def _run(run: Run, folder: Path) -> str | None:
+def _run(run: PlannedRun, folder: Path) -> str | None:
     """Runs `loralab train` in a process; why it failed, where it did."""
     recipe_file = folder / RECIPES / f"{run.name.replace('/', '-')}.yaml"
     write_text(recipe_file, to_yaml(run.recipe))
@@ -181,7 +181,7 @@ def _run(run: Run, folder: Path) -> str | None:
         process.wait()
         code = STOPPED
     if code == STOPPED:
-        raise Stopped(f"Stopped in {run.name}. Go on with: {go_on(folder)}")
+        raise Stopped(f"Stopped in {run.name}. Go on with: {resume_command(folder)}")
     return None if code == 0 else "it was killed; too little memory?" if code == -9 else f"exit code {code}, see above"
 
 
@@ -197,7 +197,7 @@ def python_of_loralab() -> list[str]:
 
 def gather(
     recipe: Recipe,
-    runs: Sequence[Run],
+    runs: Sequence[PlannedRun],
     folder: Path,
     rows: Split,
     training_rows: Sequence[StreamedSplit],
@@ -230,7 +230,7 @@ def gather(
         "rows": table,
         "epochs": by_epoch({name: [run.folder for run in some] for name, some in finished.items()}),
         "turns": _turns([run for some in finished.values() for run in some]),
-        "samples": [asdict(sample) for sample in read_samples(_first_runs(finished), IN_TERMINAL)],
+        "samples": [asdict(sample) for sample in read_compared_rows(_first_runs(finished), IN_TERMINAL)],
         "failures": {str(Path(place).relative_to(folder)): reason for place, reason in failures.items()},
         "constant": sentence,
         "published": recipe.published,
@@ -241,23 +241,23 @@ def gather(
     }
 
 
-def _finished(runs: Sequence[Run], variant: str) -> list[Run]:
-    return [run for run in runs if run.variant == variant and not lost_results(run.folder, run.recipe)]
+def _finished(runs: Sequence[PlannedRun], variant: str) -> list[PlannedRun]:
+    return [run for run in runs if run.variant == variant and not missing_results(run.folder, run.recipe)]
 
 
-def _turns(runs: Sequence[Run]) -> dict[str, str]:
+def _turns(runs: Sequence[PlannedRun]) -> dict[str, str]:
     """Run -> where its training loss began to rise again, in words."""
     curves = {run.name: read_curves(run.folder) for run in runs if (run.folder / METRICS).exists()}
     turns = {name: first_turn(each.losses.tolist(), each.rates.tolist()) for name, each in curves.items()}
     return {name: str(turn) for name, turn in turns.items() if turn is not None}
 
 
-def _first_runs(finished: dict[str, list[Run]]) -> dict[str, Path]:
+def _first_runs(finished: dict[str, list[PlannedRun]]) -> dict[str, Path]:
     """Variant -> the folder of its first seed."""
     return {name: runs[0].folder for name, runs in finished.items() if runs}
 
 
-def _row(name: str, recipe: Recipe, runs: Sequence[Run], scores: Scores | None, first: Scores | None) -> Row:
+def _row(name: str, recipe: Recipe, runs: Sequence[PlannedRun], scores: Scores | None, first: Scores | None) -> Row:
     """One row: of several seeds the mean time and size, and the highest peak."""
     method = recipe.variant(name).training.method
     if scores is None:
@@ -279,14 +279,14 @@ def _row(name: str, recipe: Recipe, runs: Sequence[Run], scores: Scores | None, 
     return {**row, "metrics": scores.summary(None if scores is first else first)}
 
 
-def _forgetting(runs: Sequence[Run], first: dict[str, Any]) -> dict[str, Any]:
+def _forgetting(runs: Sequence[PlannedRun], first: dict[str, Any]) -> dict[str, Any]:
     """Each other data set: which rows, and the loss on them before and after, of all seeds; `first` is the first one's record."""
     forgotten = read_forgotten([run.folder for run in runs]) if first else {}
     about = {name: {key: first[name][key] for key in ("data", "split", "rows", "leaked")} for name in first}
     return {name: about[name] | each.summary() for name, each in forgotten.items()}
 
 
-def _seconds_before(run: Run) -> float:
+def _seconds_before(run: PlannedRun) -> float:
     """What the training of all that a run starts from has taken."""
     if run.after is None:
         return 0.0
@@ -322,7 +322,7 @@ def _label_floor(training_rows: StreamedSplit, folders: dict[str, Path]) -> dict
     return {f"always {often}": Scores(groups, values, None)}
 
 
-def _write(results: dict[str, Any], runs: Sequence[Run], recipe: Recipe, folder: Path) -> None:
+def _write(results: dict[str, Any], runs: Sequence[PlannedRun], recipe: Recipe, folder: Path) -> None:
     """The files for people."""
     from loralab.reports.comparison_plots import draw_comparison
 
@@ -331,5 +331,5 @@ def _write(results: dict[str, Any], runs: Sequence[Run], recipe: Recipe, folder:
     write_text(folder / "table.md", "\n".join(filter(None, tables)))
     write_text(folder / "table.tex", latex_table(results["rows"], recipe.published))
     finished = {name: _finished(runs, name) for name in recipe.variants}
-    write_text(folder / "samples.md", markdown(read_samples(_first_runs(finished), IN_FILE)))
+    write_text(folder / "samples.md", markdown(read_compared_rows(_first_runs(finished), IN_FILE)))
     draw_comparison(results, {run.name: run.folder for some in finished.values() for run in some}, folder)

@@ -9,9 +9,9 @@ from loralab.config.recipe import Recipe
 from loralab.data.splits import AnySplit
 from loralab.errors import RecipeError, RunError
 from loralab.evaluation.evaluate import read_evaluation_rows
-from loralab.experiments.variants import Run, states_of
+from loralab.experiments.variants import PlannedRun, states_of
 from loralab.runs import checkpoint
-from loralab.runs.folder import RECIPE, RECORD, check_whole, go_on, is_comparison, lost_results, read_record
+from loralab.runs.folder import RECIPE, RECORD, check_whole, is_comparison, missing_results, read_record, resume_command
 from loralab.training.datasets import hashes_of, read_training_rows
 from loralab.training.mixture import read_mixture
 
@@ -21,10 +21,10 @@ def check_comparison(out: Path | None) -> None:
     if out is None or not (out / RECIPE).exists():
         raise RecipeError("There is nothing to resume: give the folder, as in `loralab compare runs/NAME --resume`.")
     if not is_comparison(out):
-        raise RunError(f"{out} is a training run, not a comparison. Go on with it: {go_on(out)}")
+        raise RunError(f"{out} is a training run, not a comparison. Go on with it: {resume_command(out)}")
 
 
-def check_kept(runs: Sequence[Run], held_out: Mapping[str, AnySplit]) -> None:
+def check_unchanged_rows(runs: Sequence[PlannedRun], held_out: Mapping[str, AnySplit]) -> None:
     """Holds every run that is kept, or gone on with, against the rows as they are now.
 
     Raises:
@@ -36,7 +36,7 @@ def check_kept(runs: Sequence[Run], held_out: Mapping[str, AnySplit]) -> None:
         if states[run.folder] not in ("finished", "stopped"):
             continue
         if states[run.folder] == "finished":
-            check_whole(run.folder, lost_results(run.folder, run.recipe))
+            check_whole(run.folder, missing_results(run.folder, run.recipe))
         key = repr((run.recipe.data, run.recipe.mixture, run.recipe.evaluation.split))
         if key not in known:
             known[key] = _hashes(run.recipe) | forgetting

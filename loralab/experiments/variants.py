@@ -12,7 +12,7 @@ from loralab.runs.folder import OWN_FOLDERS, RECORD, REPLACED, changed_settings
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training, or one look at the base as it is."""
 
     variant: str
@@ -38,7 +38,7 @@ class Run:
         return "finished" if (self.folder / RECORD).exists() else "stopped"
 
 
-def states_of(runs: Sequence[Run]) -> dict[Path, str]:
+def states_of(runs: Sequence[PlannedRun]) -> dict[Path, str]:
     """The state of each run's folder; what starts from a run that has not finished is of other weights than it will have."""
     states: dict[Path, str] = {}
     for run in runs:
@@ -47,7 +47,7 @@ def states_of(runs: Sequence[Run]) -> dict[Path, str]:
     return states
 
 
-def plan_runs(recipe: Recipe, out: Path) -> list[Run]:
+def plan_runs(recipe: Recipe, out: Path) -> list[PlannedRun]:
     """Every run of a comparison, each after the one that it starts from, otherwise in the order of the recipe.
 
     Raises:
@@ -57,10 +57,10 @@ def plan_runs(recipe: Recipe, out: Path) -> list[Run]:
     if taken := [name for name in recipe.variants if name in OWN_FOLDERS]:
         raise RecipeError(f"A variant cannot be called {taken[0]!r}: a comparison keeps a folder of that name.")
     variants = {name: recipe.variant(name) for name in recipe.variants}
-    return [run for name in ordered(variants) for run in _runs_of(name, variants, out)]
+    return [run for name in in_order_of_dependency(variants) for run in _runs_of(name, variants, out)]
 
 
-def ordered(variants: dict[str, Recipe]) -> list[str]:
+def in_order_of_dependency(variants: dict[str, Recipe]) -> list[str]:
     """The variants' names, each after the one that it starts from."""
     order: list[str] = []
     while len(order) < len(variants):
@@ -79,7 +79,7 @@ def _ready(name: str, variants: dict[str, Recipe], order: list[str]) -> bool:
     return start not in variants or start in order
 
 
-def _runs_of(name: str, variants: dict[str, Recipe], out: Path) -> Iterator[Run]:
+def _runs_of(name: str, variants: dict[str, Recipe], out: Path) -> Iterator[PlannedRun]:
     recipe = variants[name]
     seeds = seeds_of(recipe)
     for seed in seeds:
@@ -87,7 +87,9 @@ def _runs_of(name: str, variants: dict[str, Recipe], out: Path) -> Iterator[Run]
         training = recipe.training.model_copy(update={"seed": seed})
         if after is not None:
             training = training.model_copy(update={"start_from": str(after.resolve())})
-        yield Run(name, seed, _folder(out, name, seed, seeds), recipe.model_copy(update={"training": training}), after)
+        yield PlannedRun(
+            name, seed, _folder(out, name, seed, seeds), recipe.model_copy(update={"training": training}), after
+        )
 
 
 def seeds_of(recipe: Recipe) -> tuple[int, ...]:

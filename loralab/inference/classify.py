@@ -9,7 +9,7 @@ from typing import Any
 from loralab.atomic_files import write_text
 from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
-from loralab.data.inputs import Texts
+from loralab.data.inputs import InputTexts
 from loralab.evaluation.classification import Answers, answer_texts
 from loralab.inference.saved_model import lengths_of, open_trained
 from loralab.metrics.labels import Labels
@@ -18,7 +18,7 @@ SHOWN = 5  # labels in a line
 PROBABILITIES = "probabilities"
 
 
-class Chooser:
+class TextClassifier:
     """A trained classifier with its prompt and lengths."""
 
     def __init__(self, recipe: Recipe, saved: Path | None, labels: Labels | None) -> None:
@@ -36,33 +36,34 @@ class Chooser:
         return answer_texts(self.engine, texts, self.max_length, Progress("classify", len(texts)).update)
 
 
-def choose_labels(chooser: Chooser, texts: Sequence[str]) -> tuple[dict[str, Any], str]:
+def classify_texts(chooser: TextClassifier, texts: Sequence[str]) -> tuple[dict[str, Any], str]:
     """(as a record, a line for each text)."""
     answers = chooser.choose(texts)
-    return {"answers": answers.as_json()}, "\n".join(lines(answers))
+    return {"answers": answers.as_json()}, "\n".join(label_lines(answers))
 
 
-def lines(answers: Answers) -> list[str]:
+def label_lines(answers: Answers) -> list[str]:
     """ "pos  (pos 0.981, neg 0.019)", the likeliest first."""
     return [
-        f"{label}  ({in_words(each)})" for label, each in zip(answers.predictions, answers.probabilities, strict=True)
+        f"{label}  ({probabilities_in_words(each)})"
+        for label, each in zip(answers.predictions, answers.probabilities, strict=True)
     ]
 
 
-def in_words(probabilities: Mapping[str, float]) -> str:
+def probabilities_in_words(probabilities: Mapping[str, float]) -> str:
     most = sorted(probabilities, key=lambda name: -probabilities[name])[:SHOWN]
     more = f", {len(probabilities) - SHOWN} more" if len(probabilities) > SHOWN else ""
     return ", ".join(f"{name} {probabilities[name]:.3f}" for name in most) + more
 
 
-def choose_for_file(chooser: Chooser, texts: Texts, out: Path | None) -> tuple[dict[str, Any], str]:
+def classify_file(chooser: TextClassifier, texts: InputTexts, out: Path | None) -> tuple[dict[str, Any], str]:
     """The rows of a file; into `out` they go with the columns prediction and probabilities."""
     asked = [row for row, text in enumerate(texts.texts) if text]
     if blank := len(texts.texts) - len(asked):
         say(f"{blank} of {len(texts.texts)} rows have no text; their prediction is empty.")
     answers = chooser.choose([texts.texts[row] for row in asked])
     if out is None:
-        known, words = iter(answers.as_json()), iter(lines(answers))
+        known, words = iter(answers.as_json()), iter(label_lines(answers))
         every = [next(known) if text else None for text in texts.texts]
         return {"answers": every}, "\n".join(next(words) if text else "" for text in texts.texts)
     found = dict(zip(asked, zip(answers.predictions, answers.probabilities, strict=True), strict=True))

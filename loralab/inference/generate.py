@@ -20,24 +20,24 @@ from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
 from loralab.data.chat_template import transcript
 from loralab.data.few_shot import draw_shots
-from loralab.data.inputs import OUT_FORMATS, Texts, read_stdin, read_texts
+from loralab.data.inputs import OUT_FORMATS, InputTexts, read_stdin, read_texts
 from loralab.data.rows import Example, source_hash
 from loralab.data.splits import Split, read_split
-from loralab.data.stop_sequences import certain, cut
+from loralab.data.stop_sequences import final_part, truncate_at_stop
 from loralab.data.tokenization import encode_sources
 from loralab.errors import DataError, UserError, nearest
 from loralab.evaluation.evaluate import after_shots
-from loralab.inference.classify import Chooser, choose_for_file, choose_labels, lines
+from loralab.inference.classify import TextClassifier, classify_file, classify_texts, label_lines
 from loralab.inference.saved_model import lengths_of, open_trained
 from loralab.metrics.labels import Labels
-from loralab.runs.folder import NO_DATA, NO_ROWS, find_trained, recorded
+from loralab.runs.folder import NO_DATA, NO_ROWS, find_saved_model, recorded_settings
 from loralab.training.datasets import read_training_rows
 
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Question:
+class GenerateRequest:
     """What is asked: one of texts, an input file and a sample; or nothing, and then stdin or a terminal is."""
 
     texts: Sequence[str] = ()
@@ -72,9 +72,9 @@ def _check_out(out: Path, input: str | None) -> None:
         raise UserError(f"--out {out}: there is no folder {out.parent}.")
 
 
-def answer(
+def run_request(
     trained: Path,
-    question: Question,
+    question: GenerateRequest,
     overrides: list[str],
     base: str | None,
     max_new_tokens: int | None = None,
@@ -94,23 +94,23 @@ def answer(
         overrides = [*overrides, f"evaluation.stop={json.dumps(ends, ensure_ascii=False)}"]
     at_terminal = not (question.texts or question.input or question.sample) and sys.stdin.isatty()
     texts = [] if at_terminal or question.input or question.sample else _given_texts(question)
-    recipe, saved = find_trained(trained, overrides, base, NO_DATA, lenient=True)  # --sample reads any split
+    recipe, saved = find_saved_model(trained, overrides, base, NO_DATA, lenient=True)  # --sample reads any split
     check_extras(recipe, trains=False)
     if question.seed is not None and question.sample is None and not recipe.evaluation.sample:
         raise UserError(
             "--seed changes nothing: nothing is drawn. Add --top-p, evaluation.sample=true or --sample SPLIT."
         )
     if recipe.data.label is not None:
-        stored = recorded(trained).get("labels")
+        stored = recorded_settings(trained).get("labels")
         labels = None if stored is None else Labels.from_json(stored)
-        return _answer_with_labels(recipe, lambda: Chooser(recipe, saved, labels), question, texts)
+        return _answer_with_labels(recipe, lambda: TextClassifier(recipe, saved, labels), question, texts)
     if at_terminal:
-        return _converse(Writer(recipe, saved)), None
+        return _converse(TextGenerator(recipe, saved)), None
     if question.input is not None:
         return _answer_file(recipe, saved, question.input, question.out)
     if question.sample is not None:
         return _answer_row(recipe, saved, question.sample, question.seed)
-    writer = Writer(recipe, saved)
+    writer = TextGenerator(recipe, saved)
     if len(texts) == 1 and writer.streams and sys.stdout.isatty() and not question.as_json:
         return {"answers": [writer.stream(texts[0], sys.stdout)]}, None
     answers = writer.write(texts)
@@ -118,15 +118,15 @@ def answer(
 
 
 def _answer_with_labels(
-    recipe: Recipe, load: Callable[[], Chooser], question: Question, texts: Sequence[str]
+    recipe: Recipe, load: Callable[[], TextClassifier], question: GenerateRequest, texts: Sequence[str]
 ) -> tuple[dict[str, Any], str | None]:
     """Answers with a classifier, which `load` gives once the texts are there."""
     if question.input is not None:
         given = read_texts(question.input, recipe.data.source or NO_DATA["source"])
-        return choose_for_file(load(), given, question.out)
+        return classify_file(load(), given, question.out)
     if question.sample is not None:
         split, _, row = _sampled(recipe, question.sample, question.seed)
-        result, words = choose_labels(load(), [row.source])
+        result, words = classify_texts(load(), [row.source])
         result = {
             "split": split,
             "row": row.row,
@@ -138,17 +138,17 @@ def _answer_with_labels(
             split, row.row, {"Source": row.source, "Label": row.targets[0], "Prediction": words}
         )
     if texts:
-        return choose_labels(load(), texts)
+        return classify_texts(load(), texts)
     chooser, answers = load(), []
     say("Type a text and press Enter; \\n in it is a line break. An empty line or Ctrl-D ends.")
     while text := _ask():
         answer = chooser.choose([text])
         answers += answer.as_json()
-        print(lines(answer)[0], flush=True)
+        print(label_lines(answer)[0], flush=True)
     return {"answers": answers}, None
 
 
-def _given_texts(question: Question) -> Sequence[str]:
+def _given_texts(question: GenerateRequest) -> Sequence[str]:
     """Those of --text, or all of stdin as one."""
     texts = question.texts or [text for text in [read_stdin().strip()] if text]
     if not texts:
@@ -163,14 +163,14 @@ def _answer_file(recipe: Recipe, saved: Path | None, place: str, out: Path | Non
     texts = read_texts(place, data.messages or data.source or NO_DATA["source"], chat=bool(data.messages))
     if blank := sum(not text for text in texts.texts):
         say(f"{blank} of {len(texts.texts)} rows have no text; their prediction is empty.")
-    answers = _answers_of_rows(Writer(recipe, saved), texts)
+    answers = _answers_of_rows(TextGenerator(recipe, saved), texts)
     if out is None:
         return {"answers": answers}, "\n".join(answers)
     write_text(out, texts.table(answers, out.suffix))
     return {"out": str(out), "rows": len(answers), "blank": blank}, f"{out} holds {len(answers)} rows."
 
 
-def _answers_of_rows(writer: Writer, texts: Texts) -> list[str]:
+def _answers_of_rows(writer: TextGenerator, texts: InputTexts) -> list[str]:
     asked = [text for text in texts.texts if text]
     answers = iter(writer.write(asked, Progress("generate", len(asked)).update))
     return [next(answers) if text else "" for text in texts.texts]
@@ -180,7 +180,7 @@ def _answer_row(recipe: Recipe, saved: Path | None, sample: str, seed: int | Non
     split, given, row = _sampled(recipe, sample, seed)
     first = next(example.row for example in given if example.source == row.source)  # as in evaluation
     avoid = given.source_hashes if split != "train" else None
-    writer = Writer(recipe, saved)
+    writer = TextGenerator(recipe, saved)
     prediction = writer.write([row.source], None, first, avoid)[0]
     result: dict[str, Any] = {"split": split, "row": row.row, "source": row.source, "references": list(row.targets)}
     parts = {
@@ -214,11 +214,11 @@ def _sampled(recipe: Recipe, sample: str, seed: int | None) -> tuple[str, Split,
     return split, given, rows[int(number) if number else chance.choice(list(rows))]
 
 
-def _converse(writer: Writer) -> dict[str, Any]:
+def _converse(writer: TextGenerator) -> dict[str, Any]:
     """Question and answer in turn, until an empty line or the end of the input."""
     say("Type a text and press Enter; \\n in it is a line break. An empty line or Ctrl-D ends.")
     answers: list[str] = []
-    with writer.engine.writing():
+    with writer.engine.generation_mode():
         while text := _ask():
             numbered = writer.with_seed(writer.decoding.seed + len(answers))  # the same text twice: two draws
             answers.append(numbered.stream(text, sys.stdout) if writer.streams else numbered.write([text])[0])
@@ -236,7 +236,7 @@ def _ask() -> str:
         return ""
 
 
-class Writer:
+class TextGenerator:
     """A trained model with the prompt, the lengths and the settings that it writes with."""
 
     def __init__(self, recipe: Recipe, saved: Path | None) -> None:
@@ -253,15 +253,15 @@ class Writer:
         """Whether a text can be shown while it is written; a beam search knows it only at the end."""
         return self.decoding.beams == 1
 
-    def with_seed(self, seed: int) -> Writer:
+    def with_seed(self, seed: int) -> TextGenerator:
         """The same writer, with draws of another seed."""
         return self._but(seed=seed)
 
-    def greedy(self) -> Writer:
+    def greedy(self) -> TextGenerator:
         """The same writer, which takes the likeliest token each time."""
         return self._but(sample=False, temperature=1.0, top_k=None, top_p=None)
 
-    def _but(self, **settings: Any) -> Writer:
+    def _but(self, **settings: Any) -> TextGenerator:
         other = copy.copy(self)
         other.decoding = self.decoding.model_copy(update=settings)
         return other
@@ -290,7 +290,7 @@ class Writer:
         def show(token: int) -> None:
             nonlocal shown
             tokens.append(token)
-            whole = certain(self._text(tokens), self.decoding.stop)
+            whole = final_part(self._text(tokens), self.decoding.stop)
             # A character of several tokens is whole only with its last; and what was shown cannot be taken back.
             if whole.startswith(shown) and not whole.endswith("\ufffd"):
                 out.write(whole[len(shown) :])
@@ -313,4 +313,6 @@ class Writer:
         return after_shots(self.engine, ids, list(texts), drawn, self.max_length)[0]
 
     def _text(self, ids: Sequence[int]) -> str:
-        return cut(str(self.engine.tokenizer.decode(list(ids), skip_special_tokens=True)), self.decoding.stop).strip()
+        return truncate_at_stop(
+            str(self.engine.tokenizer.decode(list(ids), skip_special_tokens=True)), self.decoding.stop
+        ).strip()

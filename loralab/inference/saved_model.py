@@ -16,13 +16,13 @@ from loralab.errors import RecipeError, UserError
 from loralab.evaluation.classification import check_split, settle_labels, within_positions
 from loralab.evaluation.evaluate import encode_asked, evaluate, read_evaluation_rows
 from loralab.metrics.labels import Labels
-from loralab.runs.folder import NO_DATA, NO_ROWS, check_free, find_trained, size_on_disk
+from loralab.runs.folder import NO_DATA, NO_ROWS, check_free, find_saved_model, size_on_disk
 from loralab.training.datasets import describe_rows, read_training_rows
 
 
 def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dict[str, Any]:
     """Scores a finished run or an adapter; the row of a table."""
-    recipe, saved = find_trained(trained, overrides, base)
+    recipe, saved = find_saved_model(trained, overrides, base)
     check_extras(recipe, trains=False)
     rows = read_evaluation_rows(recipe)
     labels = None
@@ -66,7 +66,7 @@ def _brings_labels(saved: Path | None) -> bool:
 
 def merge_saved(trained: Path, out: Path, base: str | None) -> str:
     """Writes a run's base and adapter as one plain model; gives the dtype that its sums are rounded to, the base's on disk."""
-    recipe, saved = find_trained(trained, [], base, NO_DATA)
+    recipe, saved = find_saved_model(trained, [], base, NO_DATA)
     if saved is None and recipe.data.name == NO_ROWS:
         raise UserError(f"{trained} is a plain model: there is nothing to merge. Give a run's folder, or an adapter's.")
     if recipe.training.method not in ("lora", "head") or saved is None:

@@ -24,32 +24,32 @@ from loralab.data.chat_template import Chat
 from loralab.data.span_corruption import Documents, Encoded
 from loralab.data.stop_sequences import Stops
 from loralab.data.tokenization import prompt_of
-from loralab.engine import Proof, Step, Watched
+from loralab.engine import SavedModelCheck, Step, StepProfile
 from loralab.metrics.labels import Labels
 from loralab.models.checkpoint_files import load_tokenizer, model_folder
 from loralab.on_torch.adapters.adapter_io import load_adapter
-from loralab.on_torch.adapters.base import packing, size, storage_in_words
+from loralab.on_torch.adapters.base import quantization_of, size, storage_in_words
 from loralab.on_torch.generation.generate import generate_ids
 from loralab.on_torch.loading import classifier
 from loralab.on_torch.loading.classifier import fitted_labels, label_losses, load_classifier, stored_labels
 from loralab.on_torch.loading.device import choose_device, choose_dtype
 from loralab.on_torch.loading.load import check_vocabulary, load_weights, save_model
-from loralab.on_torch.loading.supported_models import check_kind, check_looks_back
+from loralab.on_torch.loading.supported_models import check_looks_back, check_supported
 from loralab.on_torch.models import causal
 from loralab.on_torch.models.heads import head_in_words
 from loralab.on_torch.models.output import IGNORED
-from loralab.on_torch.ops.onednn_linear import laid_out
+from loralab.on_torch.ops.onednn_linear import prepacked_weights
 from loralab.on_torch.ops.random_streams import random_state, set_random_state
 from loralab.on_torch.profiling.memory import peak_memory
 from loralab.on_torch.profiling.meter import Meter
 from loralab.on_torch.quantization.quantize import quantization
-from loralab.on_torch.training import sequence_packing as packed
+from loralab.on_torch.training import sequence_packing
 from loralab.on_torch.training.diagnose import first_not_finite
-from loralab.on_torch.training.feature_cache import Features
+from loralab.on_torch.training.feature_cache import FeatureCache
 from loralab.on_torch.training.forward import batch_logits, batch_losses, inputs_of, tensors_of
-from loralab.on_torch.training.frozen_prefix import encoder_of, find_cut
+from loralab.on_torch.training.frozen_prefix import encoder_of, find_frozen_prefix
 from loralab.on_torch.training.optimizer import Optimizer
-from loralab.on_torch.training.set_trainable import prepare
+from loralab.on_torch.training.set_trainable import set_trainable
 
 # fp32: sums in another order. bf16: W + sBA is rounded to 8 bits.
 MERGED_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
@@ -68,7 +68,7 @@ class TorchEngine:
     ) -> None:
         """`base`: the model's folder or hub id. `trained`: an adapter to put on it; `start`: one whose weights a fresh one takes."""
         self.recipe, self.folder = recipe, model_folder(base)
-        check_kind(self.folder, recipe.data.label is not None)
+        check_supported(self.folder, recipe.data.label is not None)
         self._device = choose_device(recipe.model.device)
         self._dtype, self.dtype_reason = choose_dtype(recipe.model.dtype, self._device)
         self.device, self.dtype = str(self._device), str(self._dtype).removeprefix("torch.")
@@ -80,12 +80,14 @@ class TorchEngine:
         if self.causal:
             check_looks_back(self.model)
             if recipe.data.packing:
-                packed.check_packs(self.model, min(recipe.data.row_length, self.positions or recipe.data.row_length))
+                sequence_packing.check_supports_packing(
+                    self.model, min(recipe.data.row_length, self.positions or recipe.data.row_length)
+                )
         self._say_ends(self.model)
         torch.manual_seed(recipe.training.one_seed)
-        self.model, self.adapter = prepare(self.model, recipe, trained, start, self._fresh)
+        self.model, self.adapter = set_trainable(self.model, recipe, trained, start, self._fresh)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
-        self._features: Features | None = None
+        self._features: FeatureCache | None = None
         self._optimizer: Optimizer | None = None
 
     def _open(self, labels: Labels | None) -> nn.Module:
@@ -172,16 +174,16 @@ class TorchEngine:
         assert self.labels is not None
         return label_losses(logits, torch.from_numpy(batch.labels).to(self._device), self.labels.multi, smoothing)
 
-    def compute_once(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
+    def cache_frozen_features(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
         if self.labels is None or isinstance(encoded, Documents) or self.recipe.training.frozen_dropout:
             return
         if self._features is None:
             rows = np.argsort(encoded.source_lengths)[[0, -1]]  # of two lengths, so that one is padded
             ids, mask, _ = tensors_of(collate(encoded, rows, self.pad_id), self._device)
-            cut = find_cut(self.model, ids, mask)
+            cut = find_frozen_prefix(self.model, ids, mask)
             if cut is None:
                 return
-            self._features = Features(cut, self.pad_id)
+            self._features = FeatureCache(cut, self.pad_id)
         self._features.prepare(encoded, on_done)
 
     @torch.inference_mode()
@@ -196,16 +198,16 @@ class TorchEngine:
     def optimizer(self) -> Optimizer:
         if self._optimizer is None:
             embeddings = [module.weight for module in self.model.modules() if isinstance(module, nn.Embedding)]
-            self._optimizer = Optimizer(self.parameters, self._twins(), self.recipe.optimizer, embeddings)
+            self._optimizer = Optimizer(self.parameters, self._lora_B_parameters(), self.recipe.optimizer, embeddings)
         return self._optimizer
 
-    def _twins(self) -> list[nn.Parameter]:
+    def _lora_B_parameters(self) -> list[nn.Parameter]:
         """LoRA's B matrices, which LoRA+ trains at a rate of their own."""
         return [] if self.adapter is None else [update.B for update in self.adapter.updates.values()]
 
     @contextmanager
-    def watch(self) -> Iterator[Watched]:
-        watched = Watched()
+    def profile(self) -> Iterator[StepProfile]:
+        watched = StepProfile()
         held = [] if self._optimizer is None else self._optimizer.state_tensors()
         with Meter([*self.model.parameters(), *self.model.buffers(), *self.parameters, *held]) as meter:
             yield watched
@@ -223,7 +225,7 @@ class TorchEngine:
         set_random_state(state)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def preserve_rng(self) -> Iterator[None]:
         streams = random_state()
         try:
             yield
@@ -248,8 +250,8 @@ class TorchEngine:
         stops = Stops(self.tokenizer, decoding.stop) if decoding.stop else None
         return generate_ids(self.model, source_ids, decoding, self.pad_id, on_done, on_token, stops)
 
-    def writing(self) -> AbstractContextManager[None]:
-        return laid_out(self.model)
+    def generation_mode(self) -> AbstractContextManager[None]:
+        return prepacked_weights(self.model)
 
     def save(self, folder: Path, card: dict[str, Any]) -> Path:
         if self.labels is not None:
@@ -263,22 +265,22 @@ class TorchEngine:
             write_card(part, card)
         return folder / "model"
 
-    def prove(self, saved: Path, batch: Batch) -> Proof:
+    def verify_saved(self, saved: Path, batch: Batch) -> SavedModelCheck:
         self.model.eval()
         live = batch_logits(self.model, batch)
-        if packing(self.model) is not None:
-            return Proof(self._read_again(saved, live, batch), None, None)
+        if quantization_of(self.model) is not None:
+            return SavedModelCheck(self._read_again(saved, live, batch), None, None)
         again = self._load(saved if self.adapter is None else self.folder)
         if self.adapter is not None:
             load_adapter(again, saved)
         equal = torch.equal(live, batch_logits(again, batch))
         if self.adapter is None:
-            return Proof(equal, None, None)
+            return SavedModelCheck(equal, None, None)
         del again
         gc.collect()
         merged = batch_logits(self.adapter.merge(), batch)
         error = float((merged - live).abs().max() / live.abs().max())
-        return Proof(equal, error, MERGED_TOLERANCE[self._dtype])
+        return SavedModelCheck(equal, error, MERGED_TOLERANCE[self._dtype])
 
     def _read_again(self, saved: Path, live: Tensor, batch: Batch) -> bool:
         """A large base is read again in the place of the live one, so that memory never holds two; and never the merged one."""
@@ -287,7 +289,7 @@ class TorchEngine:
         gc.collect()
         self.model = self._load(self.folder)
         self._say_ends(self.model)
-        self.model, self.adapter = prepare(self.model, self.recipe, saved, None, self._fresh)
+        self.model, self.adapter = set_trainable(self.model, self.recipe, saved, None, self._fresh)
         self.model.eval()
         return torch.equal(live, batch_logits(self.model, batch))
 

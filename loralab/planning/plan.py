@@ -28,7 +28,7 @@ LABELS = 2  # of a classifier whose recipe does not name them
 
 
 @dataclass(frozen=True)
-class Question:
+class PlanOptions:
     """What is asked beside the recipe."""
 
     measure: bool = False
@@ -47,7 +47,7 @@ class Lengths:
     notes: tuple[str, ...] = ()
 
 
-def plan(recipe: Recipe, question: Question = Question(), machine: Machine | None = None) -> dict[str, Any]:
+def plan(recipe: Recipe, question: PlanOptions = PlanOptions(), machine: Machine | None = None) -> dict[str, Any]:
     """What `loralab plan --json` prints.
 
     Raises:
@@ -127,7 +127,7 @@ def _percentiles(recipe: Recipe, training: StreamedSplit, settings: dict[str, in
 # One variant
 
 
-def _row(name: str, recipe: Recipe, lengths: Lengths, machine: Machine, question: Question) -> dict[str, Any]:
+def _row(name: str, recipe: Recipe, lengths: Lengths, machine: Machine, question: PlanOptions) -> dict[str, Any]:
     classes = None if recipe.data.label is None else len(recipe.data.labels) or LABELS
     itemsize, dtype_note = itemsize_of(recipe, machine)
     try:
@@ -221,7 +221,7 @@ def _saves(recipe: Recipe, base: Base, run: Run, shape: Shape, cost: StepCost) -
     return {"memory": 1 - cost.peak / other.peak, "flops": 1 - cost.flops / other.flops}
 
 
-def _money(row: dict[str, Any], lengths: Lengths, recipe: Recipe, question: Question) -> dict[str, Any]:
+def _money(row: dict[str, Any], lengths: Lengths, recipe: Recipe, question: PlanOptions) -> dict[str, Any]:
     """Hours and price of the whole run, once a time is known."""
     if not row.get("steps"):
         return {}

@@ -16,7 +16,7 @@ LINES_IN_TERMINAL = 8  # of a source
 
 
 @dataclass(frozen=True)
-class Sample:
+class ComparedRow:
     """One row."""
 
     row: int
@@ -26,7 +26,7 @@ class Sample:
     """Variant -> what it wrote."""
 
 
-def read_samples(folders: Mapping[str, Path], count: int) -> list[Sample]:
+def read_compared_rows(folders: Mapping[str, Path], count: int) -> list[ComparedRow]:
     """So many rows, spread evenly over those evaluated, with the answers of every variant that has any.
 
     Rows of one source count once, with the references of all.
@@ -36,30 +36,30 @@ def read_samples(folders: Mapping[str, Path], count: int) -> list[Sample]:
     if not answers:
         return []
     by_source = {name: {_subject(row): row["prediction"] for row in lines} for name, lines in answers.items()}
-    rows: dict[str, Sample] = {}
+    rows: dict[str, ComparedRow] = {}
     for row in next(iter(answers.values())):
         texts = {name: predictions[_subject(row)] for name, predictions in by_source.items()}
-        sample = rows.setdefault(_subject(row), Sample(row["row"], row["source"], [], texts))
+        sample = rows.setdefault(_subject(row), ComparedRow(row["row"], row["source"], [], texts))
         sample.references.extend(row["references"])
-    return spread(list(rows.values()), count)
+    return evenly_spaced(list(rows.values()), count)
 
 
 def _subject(row: Mapping[str, Any]) -> str:
     return subject(row["source"], row["references"])
 
 
-def spread(rows: Sequence[Sample], count: int) -> list[Sample]:
+def evenly_spaced(rows: Sequence[ComparedRow], count: int) -> list[ComparedRow]:
     """`count` of them, evenly from the first to the last."""
     step = max(1.0, len(rows) / count)
     return [rows[int(place * step)] for place in range(min(count, len(rows)))]
 
 
-def markdown(samples: Sequence[Sample]) -> str:
+def markdown(samples: Sequence[ComparedRow]) -> str:
     """samples.md."""
     return "\n".join(["# The same rows, answered by every variant", "", *(_section(sample) for sample in samples)])
 
 
-def _section(sample: Sample) -> str:
+def _section(sample: ComparedRow) -> str:
     reference = "Reference" if len(sample.references) == 1 else "References"
     parts = [f"## Row {sample.row}", _quoted(sample.source), f"**{reference}**", *map(_quoted, sample.references)]
     for name, text in sample.answers.items():
@@ -72,12 +72,12 @@ def _quoted(text: str) -> str:
     return "\n".join("    " + line for line in text.splitlines()) if text.strip() else "*(nothing)*"
 
 
-def terminal(samples: Sequence[Sample], width: int = 80) -> str:
+def terminal(samples: Sequence[ComparedRow], width: int = 80) -> str:
     """For the end of a comparison; long sources are cut."""
     return "\n\n".join(_lines(sample, width) for sample in samples)
 
 
-def _lines(sample: Sample, width: int) -> str:
+def _lines(sample: ComparedRow, width: int) -> str:
     wrapped = [part for line in sample.source.splitlines() for part in textwrap.wrap(line, width - 2) or [""]]
     shown = wrapped[:LINES_IN_TERMINAL] + (["…"] if len(wrapped) > LINES_IN_TERMINAL else [])
     labels = {"reference": sample.references[0], **sample.answers}

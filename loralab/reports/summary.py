@@ -13,12 +13,12 @@ from loralab.metrics import BITS, COLUMNS
 from loralab.metrics.floors import FLOOR_NAMES
 from loralab.planning.predicted import prediction_table
 from loralab.reports.epochs import epochs_table
-from loralab.reports.samples import Sample, terminal
+from loralab.reports.samples import ComparedRow, terminal
 
 
 def report(results: dict[str, Any]) -> str:
     """Everything that `loralab compare` prints at its end."""
-    samples = [Sample(**sample) for sample in results["samples"]]
+    samples = [ComparedRow(**sample) for sample in results["samples"]]
     parts = [terminal(samples), terminal_tables(results["rows"], results["published"])]
     parts.append(prediction_table(results["rows"]))
     parts += [

@@ -100,7 +100,7 @@ def restore_weights(run: Path, engine: Engine, step: int) -> None:
     engine.load_state(_place(run, step) / STATE)
 
 
-def check_rows(run: Path, hashes: dict[str, str]) -> None:
+def check_same_rows(run: Path, hashes: dict[str, str]) -> None:
     """Keeps the hashes of a new run's rows, and holds those of a run that goes on against them.
 
     Raises:

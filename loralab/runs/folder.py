@@ -67,7 +67,7 @@ def is_comparison(folder: Path) -> bool:
     return (folder / RECIPES).is_dir() or (folder / RESULTS).exists()
 
 
-def go_on(folder: Path) -> str:
+def resume_command(folder: Path) -> str:
     """The command that goes on with a run or a comparison, to be copied."""
     return f"loralab {'compare' if is_comparison(folder) else 'train'} {quote(str(folder))} --resume"
 
@@ -99,7 +99,9 @@ def recipe_and_folder(
     if (Path(name) / RECIPE).exists():
         again = f"`loralab {command} {quote(f'{name}/{RECIPE}')}`"
         further = (
-            f"Plan it: {again}" if command == "plan" else f"Go on with it: `{go_on(Path(name))}`; do it again: {again}"
+            f"Plan it: {again}"
+            if command == "plan"
+            else f"Go on with it: `{resume_command(Path(name))}`; do it again: {again}"
         )
         raise RecipeError(f"{name} is a {'comparison' if is_comparison(Path(name)) else 'run'}. {further}.")
     return announced(read_tree(name), overrides, name, command), out
@@ -124,16 +126,16 @@ def _with_own_data(command: str, data: str) -> str:
 def check_free(out: Path | None) -> None:
     """Raises RunError where a folder cannot become a new run's."""
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        holds = f" What it holds goes on with `{go_on(out)}`." if (out / RECIPE).exists() else ""
+        holds = f" What it holds goes on with `{resume_command(out)}`." if (out / RECIPE).exists() else ""
         raise RunError(f"{out} is there already and not empty.{holds} Give another --out, or remove it.")
 
 
-def open_again(out: Path | None, recipe: Recipe) -> None:
+def check_resumable(out: Path | None, recipe: Recipe) -> None:
     """Raises RunError where the folder's run cannot be gone on with, by this recipe."""
     if out is None or not (out / RECIPE).exists():
         raise RunError("There is nothing to resume: give the run's folder, as in `loralab train runs/NAME --resume`.")
     if is_comparison(out):
-        raise RunError(f"{out} is a comparison, not a run. Go on with it: {go_on(out)}")
+        raise RunError(f"{out} is a comparison, not a run. Go on with it: {resume_command(out)}")
     if changed := changed_settings(out, recipe):
         raise RunError(
             f"The run in {out} was started with another recipe: {', '.join(changed)} changed. Start a new run with another --out."
@@ -186,15 +188,15 @@ def check_whole(folder: Path, lost: Sequence[str]) -> None:
         )
 
 
-def lost_results(folder: Path, recipe: Recipe) -> list[str]:
+def missing_results(folder: Path, recipe: Recipe) -> list[str]:
     """What a comparison's table is made of and the run's folder lacks; trained weights may have been removed to save room."""
     wanted = [RECORD, PREDICTIONS, *([FORGETTING] if recipe.forgetting else [])]
     return [name for name in wanted if not (folder / name).exists()]
 
 
-def lost_files(folder: Path, recipe: Recipe) -> list[str]:
+def missing_files(folder: Path, recipe: Recipe) -> list[str]:
     """What a finished run of this recipe has left and its folder lacks."""
-    lost, method = lost_results(folder, recipe), recipe.training.method
+    lost, method = missing_results(folder, recipe), recipe.training.method
     saved = None if method == "none" else "model" if method == "full" else "adapter"
     return lost if saved is None or size_on_disk(folder / saved) else [*lost, saved]
 
@@ -217,7 +219,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 # Finding what to evaluate, to generate from, or to merge
 
 
-def find_trained(
+def find_saved_model(
     path: Path,
     overrides: list[str],
     base: str | None,
@@ -239,7 +241,7 @@ def find_trained(
         overrides = [f"model.name={json.dumps(base)}", *overrides]
     if (path / RECIPE).exists():
         saved = next((path / name for name in SAVED if (path / name).exists()), None)
-        tree = with_lengths(stored_tree(path / RECIPE), recorded(path).get("lengths"))
+        tree = with_lengths(stored_tree(path / RECIPE), recorded_settings(path).get("lengths"))
         recipe = recipe_from_tree(tree, overrides, str(path / RECIPE), lenient)
         if is_comparison(path):
             runs = sorted(str(file.parent) for file in path.glob(f"**/{RECORD}") if REPLACED not in file.parts)
@@ -297,9 +299,9 @@ def _with_data(tree: dict[str, Any], data: dict[str, Any] | None) -> dict[str, A
 
 def _adapter_tree(path: Path) -> dict[str, Any]:
     """The recipe in an adapter's loralab.json, or what PEFT's config says where there is none."""
-    from loralab.adapters import files as adapter
+    from loralab.adapters import files
 
-    stored = adapter.read(path)
+    stored = files.read(path)
     return _card_tree(path) or {
         "name": path.resolve().name,
         "model": {"name": stored.base_name},
@@ -309,9 +311,9 @@ def _adapter_tree(path: Path) -> dict[str, Any]:
 
 def _card_tree(path: Path) -> dict[str, Any]:
     """The recipe in a folder's loralab.json, with the lengths of its training; {} where there is none."""
-    from loralab.adapters import files as adapter
+    from loralab.adapters import files
 
-    card = adapter.read_card(path)
+    card = files.read_card(path)
     return with_lengths(card["recipe"], card.get("lengths")) if card.get("recipe") else {}
 
 
@@ -328,17 +330,17 @@ def with_lengths(tree: dict[str, Any], lengths: Sequence[int] | None) -> dict[st
     return tree | {"data": data | {key: length for key, length in settled if isinstance(data.get(key), str)}}
 
 
-def recorded(run: Path) -> dict[str, Any]:
+def recorded_settings(run: Path) -> dict[str, Any]:
     """Returns what a run's record says of its model: "lengths", and "labels" of a classifier; what is not recorded is left out.
 
     Where the run has no record, what was trained has a card that says the same.
     """
-    from loralab.adapters import files as adapter
+    from loralab.adapters import files
 
     file = run / RECORD
     about = read_record(run) if file.exists() else {}
     for name in SAVED:
-        about = adapter.read_card(run / name) | about
+        about = files.read_card(run / name) | about
     return {key: about[key] for key in ("lengths", "labels") if about.get(key) is not None}
 
 

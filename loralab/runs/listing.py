@@ -21,7 +21,7 @@ from loralab.console.tables import Cell, layout, memory
 from loralab.errors import RunError, nearest_file
 from loralab.metrics import COLUMNS
 from loralab.runs.checkpoint import FOLDER, at_work
-from loralab.runs.folder import OWN_FOLDERS, RECIPE, RECORD, RESULTS, go_on, is_comparison
+from loralab.runs.folder import OWN_FOLDERS, RECIPE, RECORD, RESULTS, is_comparison, resume_command
 
 NAME, BASE, TITLE = 20, 14, 10  # columns of a terminal, in each of which a longer text is folded
 
@@ -120,7 +120,7 @@ def _facts(place: Path) -> dict[str, Any]:
         "value": metrics[metric]["value"] if metric else None,
         "adapter_bytes": 0 if record is None else record.get("adapter_bytes", 0),
         "state": state,
-        "go_on": go_on(place) if state not in ("finished", "running") else None,
+        "go_on": resume_command(place) if state not in ("finished", "running") else None,
     }
 
 

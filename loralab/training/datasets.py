@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loralab import builtin_data as embedded
+from loralab import builtin_data
 from loralab.config.data import DataSettings
 from loralab.config.recipe import Recipe
 from loralab.console.progress import say
@@ -27,7 +27,7 @@ from loralab.training.validation import Choosing, read_choosing_rows
 
 
 @dataclass(frozen=True)
-class Material:
+class RunDatasets:
     """The rows of a run, as text."""
 
     training: StreamedSplit
@@ -51,7 +51,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizedDatasets:
     """The same rows, as token ids."""
 
     training: Trained | None
@@ -60,7 +60,7 @@ class Tokens:
     held_out: dict[str, Encoded]
 
 
-def read_material(recipe: Recipe) -> Material:
+def read_run_datasets(recipe: Recipe) -> RunDatasets:
     """All rows that a run needs, and what was found in them, said."""
     evaluated, training, mixture = read_evaluation_rows(recipe), read_training_rows(recipe), read_mixture(recipe)
     say(f"{announce(training, recipe.data)}\n{announce_mixture(recipe, mixture)}{announce(evaluated, recipe.data)}")
@@ -74,7 +74,7 @@ def read_material(recipe: Recipe) -> Material:
         check_split(labels, evaluated)
         if choosing is not None:
             check_split(labels, choosing.rows, quietly=True)
-    return Material(training, mixture, choosing, evaluated, leaked, read_held_out(recipe), labels)
+    return RunDatasets(training, mixture, choosing, evaluated, leaked, read_held_out(recipe), labels)
 
 
 def read_training_rows(recipe: Recipe) -> StreamedSplit:
@@ -82,14 +82,16 @@ def read_training_rows(recipe: Recipe) -> StreamedSplit:
     return index_split(recipe.data, "train")
 
 
-def encode_material(engine: Engine, recipe: Recipe, material: Material, lengths: tuple[int, int]) -> Tokens:
+def tokenize_run_datasets(
+    engine: Engine, recipe: Recipe, material: RunDatasets, lengths: tuple[int, int]
+) -> TokenizedDatasets:
     """The tokens of all rows; those of training rows only where they are trained on."""
     training = encode_training_rows(engine, recipe, material, lengths) if recipe.training.method != "none" else None
     evaluated = encode_asked(engine, recipe, material.evaluated, lengths, material.training)
-    return Tokens(training, evaluated, encode_held_out(engine, recipe, material.held_out))
+    return TokenizedDatasets(training, evaluated, encode_held_out(engine, recipe, material.held_out))
 
 
-def encode_training_rows(engine: Engine, recipe: Recipe, material: Material, lengths: tuple[int, int]) -> Trained:
+def encode_training_rows(engine: Engine, recipe: Recipe, material: RunDatasets, lengths: tuple[int, int]) -> Trained:
     """The training rows' tokens, from the cache where they have been there before, without the rows held out."""
     encoded = encode_rows(engine, recipe, material.training, lengths)
     _say_tokens(material.training, recipe.data, encoded)
@@ -115,7 +117,7 @@ def _say_tokens(rows: AnySplit, data: DataSettings, encoded: Encoded) -> None:
     say(f"{rows.name}, {rows.split}: {start}{encoded.findings.in_words({'long_rows': data.long_rows})}")
 
 
-def about_rows(material: Material, tokens: Tokens) -> dict[str, Any]:
+def describe_datasets(material: RunDatasets, tokens: TokenizedDatasets) -> dict[str, Any]:
     """What the record says of the rows."""
     about = {"evaluated": describe_rows(material.evaluated, tokens.evaluated) | {"leaked": material.leaked}}
     if tokens.training is None:
@@ -127,7 +129,7 @@ def about_rows(material: Material, tokens: Tokens) -> dict[str, Any]:
     return about | {"trained_on": trained_on}
 
 
-def _about_mixture(material: Material, encoded: Mixture) -> dict[str, Any]:
+def _about_mixture(material: RunDatasets, encoded: Mixture) -> dict[str, Any]:
     """What an epoch has of the main data, and below "mixture" of each further set, and what that is."""
     first, *others = describe_shares(encoded)
     sets = zip(material.mixture.items(), encoded.parts[1:], others, strict=True)
@@ -148,7 +150,7 @@ def hashes_of(about: dict[str, Any]) -> dict[str, str]:
 
 
 def describe_forgetting(
-    material: Material,
+    material: RunDatasets,
     held_out: dict[str, Encoded],
     before: dict[str, Scores],
     after: dict[str, Scores],
@@ -169,7 +171,7 @@ def describe_forgetting(
 
 def card_of(rows: AnySplit) -> dict[str, Any]:
     """The card of an embedded data set: what it was made from on this machine."""
-    return {"card": embedded.card(rows.name)} if rows.name.startswith(embedded.PREFIX) else {}
+    return {"card": builtin_data.card(rows.name)} if rows.name.startswith(builtin_data.PREFIX) else {}
 
 
 def describe_rows(rows: AnySplit, encoded: Encoded | None = None) -> dict[str, Any]:

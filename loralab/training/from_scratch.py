@@ -23,7 +23,7 @@ from loralab.models import gpt2, is_gpt2, t5
 BASE = "base"
 
 
-def new_base(recipe: Recipe, training_rows: Sequence[AnySplit], run: Path) -> Path:
+def make_random_base(recipe: Recipe, training_rows: Sequence[AnySplit], run: Path) -> Path:
     """The folder of the run's base, made where it is not there yet.
 
     Raises:

@@ -30,16 +30,16 @@ from loralab.engine import Engine
 from loralab.errors import RunError, Stopped
 from loralab.runs import checkpoint
 from loralab.runs.checkpoint import Position
-from loralab.runs.folder import FIRST_STEP, METRICS, SAMPLES, VALIDATION, go_on, read_lines
+from loralab.runs.folder import FIRST_STEP, METRICS, SAMPLES, VALIDATION, read_lines, resume_command
 from loralab.runs.validation_lines import Line, best_of
 from loralab.training.lr_schedule import rate_at
-from loralab.training.text_samples import WrittenOn, in_words
+from loralab.training.text_samples import TextSample, samples_in_words
 from loralab.training.trackers import Trackers, eval_values, open_trackers, train_values
 from loralab.training.validation import Validator, best_step, news, run_out
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingResult:
     """What the loop measured of itself."""
 
     steps: int
@@ -78,7 +78,9 @@ def plan_steps(recipe: Recipe, encoded: Trained) -> list[list[Rows]]:
     return [step for epoch in plan_epochs(recipe, encoded) for step in epoch]
 
 
-def run_steps(engine: Engine, recipe: Recipe, encoded: Trained, run: Path, validator: Validator | None) -> Course:
+def run_steps(
+    engine: Engine, recipe: Recipe, encoded: Trained, run: Path, validator: Validator | None
+) -> TrainingResult:
     """Takes every step that is still to be taken; a line of metrics.jsonl each, a line of validation.jsonl each validation.
 
     Raises:
@@ -93,7 +95,7 @@ def run_steps(engine: Engine, recipe: Recipe, encoded: Trained, run: Path, valid
     def stop_if_asked() -> None:
         if stopped.is_set():
             done = f"Stopped after step {position.step} of {len(steps)}."
-            raise Stopped(f"{done} Go on with: {go_on(run)}")
+            raise Stopped(f"{done} Go on with: {resume_command(run)}")
 
     with _journal(recipe, run, position) as journal, _stop_signals() as stopped:
         try:
@@ -104,7 +106,9 @@ def run_steps(engine: Engine, recipe: Recipe, encoded: Trained, run: Path, valid
                     position = replace(position, validations=(*position.validations, line))
                     journal.validation(position.validations)
                     journal.samples(position.step, written)
-                    progress.say("\n".join([news(position.validations, recipe.validation.metric), *in_words(written)]))
+                    progress.say(
+                        "\n".join([news(position.validations, recipe.validation.metric), *samples_in_words(written)])
+                    )
                 if position != saved and _worth_saving(recipe, position):
                     checkpoint.save(run, engine, position, best_step(recipe, position.validations))
                     saved = position
@@ -137,7 +141,7 @@ def _take(
     if before.step:
         result = engine.train_step(batches, rate)
     else:
-        with engine.watch() as watched:
+        with engine.profile() as watched:
             result = engine.train_step(batches, rate)
         write_json(run / FIRST_STEP, {**asdict(watched), "batches": [_shape(batch) for batch in batches]})
     if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
@@ -177,7 +181,7 @@ def _notes(engine: Engine, recipe: Recipe, position: Position, line: Line) -> It
     yield memory(engine.peak_memory())
 
 
-def _end(engine: Engine, recipe: Recipe, run: Path, position: Position, planned: int) -> Course:
+def _end(engine: Engine, recipe: Recipe, run: Path, position: Position, planned: int) -> TrainingResult:
     """Says why no step is taken any more, and goes back to the best weights where the recipe asks for them."""
     if position.step < planned:
         patience = recipe.validation.patience
@@ -187,7 +191,7 @@ def _end(engine: Engine, recipe: Recipe, run: Path, position: Position, planned:
         checkpoint.restore_weights(run, engine, kept)
         say(f"The weights are those of step {kept}, the best validation.")
     speed = position.tokens / max(position.seconds, 1e-9)
-    return Course(position.step, planned, kept, position.seconds, speed, position.validations)
+    return TrainingResult(position.step, planned, kept, position.seconds, speed, position.validations)
 
 
 def _not_finite(engine: Engine, encoded: Trained, batches: list[Batch], step: int, run: Path) -> str:
@@ -210,7 +214,7 @@ class Journal:
         self.log.flush()
         self.trackers.log(line["step"], train_values(line))
 
-    def samples(self, step: int, written: Sequence[WrittenOn]) -> None:
+    def samples(self, step: int, written: Sequence[TextSample]) -> None:
         """What the model wrote at a validation, after what it wrote before."""
         if written:
             lines = read_lines(self.run / SAMPLES) if (self.run / SAMPLES).exists() else []

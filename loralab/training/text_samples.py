@@ -13,7 +13,7 @@ import numpy as np
 
 from loralab.config.generation import Decoding
 from loralab.data.sequence_packing import PackedSplit
-from loralab.data.stop_sequences import cut
+from loralab.data.stop_sequences import truncate_at_stop
 from loralab.engine import Engine
 from loralab.errors import RecipeError
 
@@ -22,14 +22,14 @@ LINES_SHOWN, WIDTH = 12, 75  # of a text on the screen, and of one of its lines
 
 
 @dataclass(frozen=True)
-class WrittenOn:
+class TextSample:
     """The beginning of a text, and what the model wrote after it."""
 
     prompt: str
     text: str
 
 
-def check_room(max_new_tokens: int, positions: int | None) -> None:
+def check_sample_length(max_new_tokens: int, positions: int | None) -> None:
     """Raises RecipeError where the beginning and what follows it are more than the model has positions."""
     if positions is not None and PROMPT_TOKENS + max_new_tokens > positions:
         raise RecipeError(
@@ -46,17 +46,17 @@ def beginnings(encoded: PackedSplit, count: int) -> list[list[int]]:
     return [encoded.ids[start : start + min(PROMPT_TOKENS, (end - start) // 2)].tolist() for start, end in bounds]
 
 
-def write_on(
+def sample_texts(
     engine: Engine, encoded: PackedSplit, count: int, decoding: Decoding, on_done: Callable[[int], None]
-) -> list[WrittenOn]:
+) -> list[TextSample]:
     """So many texts' beginnings with what the model writes after each."""
     prompts = beginnings(encoded, count)
     answers = engine.generate(prompts, decoding, on_done)
     texts = (engine.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (prompts, answers))
-    return [WrittenOn(prompt, cut(text, decoding.stop)) for prompt, text in zip(*texts, strict=True)]
+    return [TextSample(prompt, truncate_at_stop(text, decoding.stop)) for prompt, text in zip(*texts, strict=True)]
 
 
-def in_words(written: Sequence[WrittenOn]) -> Iterator[str]:
+def samples_in_words(written: Sequence[TextSample]) -> Iterator[str]:
     """For the screen: a bar stands where the model begins; long texts are cut."""
     for each in written:
         whole = f"{each.prompt}▌{each.text}".splitlines()

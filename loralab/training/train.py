@@ -13,11 +13,11 @@ from loralab.atomic_files import write_json
 from loralab.config.extras import check_extras
 from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
-from loralab.data import span_corruption as denoise
+from loralab.data import span_corruption
 from loralab.data.batches import collate
 from loralab.data.mixture import Mixture, Trained
 from loralab.data.tokenization import check_lengths, resolve_lengths
-from loralab.engine import Engine, Proof, open_engine
+from loralab.engine import Engine, SavedModelCheck, open_engine
 from loralab.errors import RunError, Stopped, UserError
 from loralab.evaluation.classification import within_positions
 from loralab.evaluation.confusion_matrix import write_confusion
@@ -30,30 +30,30 @@ from loralab.runs.folder import (
     NO_DATA,
     RECORD,
     check_free,
+    check_resumable,
     check_whole,
-    find_trained,
-    lost_files,
+    find_saved_model,
+    missing_files,
     new_folder,
-    open_again,
     read_record,
     size_on_disk,
     write_recipe,
 )
 from loralab.runs.validation_lines import best_of
 from loralab.training.datasets import (
-    Material,
-    Tokens,
-    about_rows,
+    RunDatasets,
+    TokenizedDatasets,
+    describe_datasets,
     describe_forgetting,
     describe_rows,
-    encode_material,
     hashes_of,
-    read_material,
+    read_run_datasets,
+    tokenize_run_datasets,
 )
-from loralab.training.from_scratch import check_sizes, new_base, remove_base
-from loralab.training.loop import Course, plan_steps, run_steps
+from loralab.training.from_scratch import check_sizes, make_random_base, remove_base
+from loralab.training.loop import TrainingResult, plan_steps, run_steps
 from loralab.training.lr_search import find_rate
-from loralab.training.text_samples import check_room
+from loralab.training.text_samples import check_sample_length
 from loralab.training.validation import Validator, make_validator
 
 PROOF_ROWS = 4  # on which the saved model is held against the live one
@@ -71,9 +71,9 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     """
     recipe, start = starting_point(recipe)
     if resume:
-        open_again(out, recipe)
+        check_resumable(out, recipe)
         if out is not None and (out / RECORD).exists():
-            check_whole(out, lost_files(out, recipe))
+            check_whole(out, missing_files(out, recipe))
             record = read_record(out)
             say(f"{out} has finished already.")
             return out, record
@@ -81,11 +81,15 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         check_free(out)
     check_extras(recipe, trains=True)
     check_sizes(recipe)
-    denoise.check_lengths(recipe.data)
-    material = read_material(recipe)  # first, so that a missing split or column is found before an hour of training
+    span_corruption.check_lengths(recipe.data)
+    material = read_run_datasets(recipe)  # first, so that a missing split or column is found before an hour of training
     place = out if resume else None
     with _place_for_base(recipe, place, out) as place:
-        base = None if place is None or recipe.model.init != "random" else new_base(recipe, material.trained_on, place)
+        base = (
+            None
+            if place is None or recipe.model.init != "random"
+            else make_random_base(recipe, material.trained_on, place)
+        )
         engine = open_engine(recipe, base, start, material.labels)
         say(f"{recipe.model.name} on {engine.device} in {engine.dtype} ({engine.dtype_reason})\n{engine.summary}")
         settings = recipe.data.max_source_length, recipe.data.max_target_length
@@ -93,13 +97,13 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         lengths = within_positions(lengths, engine.positions) if engine.labels is not None else lengths
         check_lengths(recipe.data, lengths, recipe.evaluation.max_new_tokens, engine.causal, engine.positions)
         if recipe.validation.samples:
-            check_room(recipe.evaluation.max_new_tokens, engine.positions)
-        tokens = encode_material(engine, recipe, material, lengths)
-        about = about_rows(material, tokens)
+            check_sample_length(recipe.evaluation.max_new_tokens, engine.positions)
+        tokens = tokenize_run_datasets(engine, recipe, material, lengths)
+        about = describe_datasets(material, tokens)
     folder = place or new_folder(out, recipe.name)  # nothing is left behind by a mistake above
     with checkpoint.locked(folder):
         write_recipe(folder, recipe)
-        checkpoint.check_rows(folder, hashes_of(about))
+        checkpoint.check_same_rows(folder, hashes_of(about))
         return folder, _run(engine, recipe, material, tokens, lengths, folder, about)
 
 
@@ -112,7 +116,7 @@ def starting_point(recipe: Recipe) -> tuple[Recipe, Path | None]:
     if recipe.training.start_from is None or recipe.training.method == "none":
         return recipe, None
     place = Path(recipe.training.start_from)
-    earlier, saved = find_trained(place, [], None, NO_DATA)
+    earlier, saved = find_saved_model(place, [], None, NO_DATA)
     if saved is None:
         raise RunError(f"training.start_from: {place} has trained nothing (its method is {earlier.training.method}).")
     if earlier.training.method == "full":
@@ -138,8 +142,8 @@ def _place_for_base(recipe: Recipe, place: Path | None, out: Path | None) -> Ite
 def _run(
     engine: Engine,
     recipe: Recipe,
-    material: Material,
-    tokens: Tokens,
+    material: RunDatasets,
+    tokens: TokenizedDatasets,
     lengths: tuple[int, int],
     folder: Path,
     about: dict[str, Any],
@@ -179,7 +183,7 @@ def _train_and_save(
 ) -> dict[str, Any]:
     parts = encoded.parts if isinstance(encoded, Mixture) else (encoded,)
     for rows in (*parts, validator.encoded) if validator is not None else parts:
-        engine.compute_once(rows, Progress("once for all epochs", len(rows)).update)
+        engine.cache_frozen_features(rows, Progress("once for all epochs", len(rows)).update)
     pilot = None
     if recipe.optimizer.learning_rate == "pilot":
         assert validator is not None
@@ -191,7 +195,7 @@ def _train_and_save(
     saved = engine.save(folder, card)
     peak = engine.peak_memory()  # before the proof, which holds the model twice
     some = plan_steps(recipe, encoded)[0][0][:PROOF_ROWS]
-    proof = engine.prove(saved, collate(encoded, some, engine.pad_id))
+    proof = engine.verify_saved(saved, collate(encoded, some, engine.pad_id))
     _check(proof, saved)
     return {
         "saved": str(saved),
@@ -206,7 +210,9 @@ def _train_and_save(
     }
 
 
-def _steps(engine: Engine, recipe: Recipe, encoded: Trained, validator: Validator | None, folder: Path) -> Course:
+def _steps(
+    engine: Engine, recipe: Recipe, encoded: Trained, validator: Validator | None, folder: Path
+) -> TrainingResult:
     """All steps, and their curves, also of a run that was stopped."""
     try:
         course = run_steps(engine, recipe, encoded, folder, validator)
@@ -218,7 +224,7 @@ def _steps(engine: Engine, recipe: Recipe, encoded: Trained, validator: Validato
     return course
 
 
-def _validations(recipe: Recipe, validator: Validator, course: Course) -> dict[str, Any]:
+def _validations(recipe: Recipe, validator: Validator, course: TrainingResult) -> dict[str, Any]:
     metric, best = recipe.validation.metric, best_of(course.validations, recipe.validation.metric)
     return {
         **describe_rows(validator.choosing.rows),
@@ -231,7 +237,7 @@ def _validations(recipe: Recipe, validator: Validator, course: Course) -> dict[s
     }
 
 
-def _check(proof: Proof, saved: Path) -> None:
+def _check(proof: SavedModelCheck, saved: Path) -> None:
     if not proof.reloaded_equal:
         raise RunError(
             f"What was saved in {saved} does not give the trained model's logits when read back. Do not use it; please report this."

@@ -28,7 +28,7 @@ from loralab.evaluation.evaluate import encode_evaluation_rows, row_losses, scor
 from loralab.metrics import BITS
 from loralab.metrics.classification import columns_of
 from loralab.runs.validation_lines import Line, best_of
-from loralab.training.text_samples import WrittenOn, write_on
+from loralab.training.text_samples import TextSample, sample_texts
 
 SPLIT = "validation"
 
@@ -63,10 +63,10 @@ class Validator:
             check()
 
         if engine.labels is not None:
-            with engine.aside():
+            with engine.preserve_rng():
                 values = self._of_labels(engine, on_done)
             return {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with engine.aside():
+        with engine.preserve_rng():
             losses = row_losses(engine, self.encoded, on_done)
             values = {"loss": float(losses.sum() / self.encoded.target_tokens.sum())}
             if isinstance(self.encoded, PackedSplit):
@@ -93,13 +93,13 @@ class Validator:
             name: value_of(name, column) for name, column in columns.items()
         }
 
-    def write_on(self, engine: Engine, check: Callable[[], None]) -> list[WrittenOn]:
+    def write_on(self, engine: Engine, check: Callable[[], None]) -> list[TextSample]:
         """The beginnings of some of the texts, and how the model goes on; none where the recipe asks for none."""
         if not self.settings.samples:
             return []
         assert isinstance(self.encoded, PackedSplit)
-        with engine.aside():
-            return write_on(engine, self.encoded, self.settings.samples, self.decoding, lambda done: check())
+        with engine.preserve_rng():
+            return sample_texts(engine, self.encoded, self.settings.samples, self.decoding, lambda done: check())
 
     def loss(self, engine: Engine) -> float | None:
         """Nats per target token over all rows; None where it is not finite."""

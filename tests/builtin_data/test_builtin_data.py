@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from loralab import builtin_data as embedded
+from loralab import builtin_data
 from loralab.builtin_data import corpus, docstrings, stdlib
 from loralab.builtin_data.definitions import Definition, definitions
 from loralab.builtin_data.docstrings import REPEATS, WORDS, Row, normal, pairs_of
@@ -24,7 +24,7 @@ from loralab.data.splits import index_split, read_split
 from loralab.errors import DataError, ModelError
 
 NAME = "embedded:docstrings"
-ROOT = str(Path(embedded.__file__).parents[2])
+ROOT = str(Path(builtin_data.__file__).parents[2])
 
 SOURCE = b'''
 class Box:
@@ -180,7 +180,7 @@ def test_recipes_read_it_by_name(splits: dict[str, tuple[Row, ...]]) -> None:
 
 
 def test_the_card_counts_what_is_there(splits: dict[str, tuple[Row, ...]]) -> None:
-    card = embedded.card(NAME)
+    card = builtin_data.card(NAME)
     assert card["rows"] == {split: len(rows) for split, rows in splits.items()}
     assert {split: sum(kinds.values()) for split, kinds in card["kinds"].items()} == card["rows"]
     assert card["python"] == ".".join(map(str, sys.version_info[:3])) and "PSF-2.0" in card["licence"]
@@ -270,4 +270,4 @@ def test_held_out_texts_are_the_standard_library_s() -> None:
 
 def test_an_embedded_base_that_is_not_there_is_told() -> None:
     with pytest.raises(ModelError, match=r"no embedded base 'embedded:small-t5'.*loralab train pretrain-tiny-t5"):
-        embedded.model_folder("embedded:small-t5")
+        builtin_data.model_folder("embedded:small-t5")

@@ -16,7 +16,7 @@ from loralab.config.loading import load_recipe
 from loralab.console import progress
 from loralab.console.progress import Progress, say
 from loralab.errors import UserError, nearest_file
-from loralab.runs.folder import find_trained, recipe_and_folder, write_recipe
+from loralab.runs.folder import find_saved_model, recipe_and_folder, write_recipe
 
 COMMANDS: list[str] = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
@@ -105,7 +105,7 @@ def test_a_run_a_recipe_and_a_file_that_are_not_there(tmp_path: Path, monkeypatc
     (tmp_path / "mine.yaml").touch()
     (tmp_path / "chats.csv").touch()
     with pytest.raises(UserError, match=r"no folder runs/rank-23\. Did you mean 'runs/rank-32'\?"):
-        find_trained(Path("runs/rank-23"), [], None)
+        find_saved_model(Path("runs/rank-23"), [], None)
     for words, message in (
         (("mien.yaml", None), r"no recipe file mien\.yaml\. Did you mean 'mine\.yaml'\?"),
         (("quickstart.yml", None), r"no recipe file quickstart\.yml\. Did you mean 'quickstart'\?"),

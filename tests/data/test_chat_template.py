@@ -20,7 +20,7 @@ from loralab.data.inputs import read_texts
 from loralab.data.splits import Split
 from loralab.data.tokenization import encode, encode_sources, encode_targets, resolve_lengths
 from loralab.errors import DataError, ModelError, RecipeError
-from loralab.inference.generate import Question, answer
+from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import evaluate_saved
 from loralab.on_torch.engine import open_engine
 from loralab.on_torch.models.causal import join
@@ -243,7 +243,7 @@ def test_a_chat_is_learnt_and_its_answers_stop(recipe: Path) -> None:
     rows = read_lines(out / "predictions.jsonl")
     assert [row["prediction"] for row in rows[:3]] == ["Big.", "Red.", "Sad."]
     assert rows[0]["source"] == "What is the cat?"
-    assert answer(out, Question(texts=["What is the dog?"]), [], None, None)[0] == {"answers": ["Red."]}
+    assert run_request(out, GenerateRequest(texts=["What is the dog?"]), [], None, None)[0] == {"answers": ["Red."]}
     assert evaluate_saved(out, [], None)["metrics"]["rouge1"]["value"] == 100
     saved, tokenizer = AutoModelForCausalLM.from_pretrained(out / "model"), AutoTokenizer.from_pretrained(out / "model")
     ids = tokenizer.apply_chat_template(

@@ -25,7 +25,7 @@ from loralab.data.splits import Split
 from loralab.data.tokenization import NO_LIMIT, encode_sources
 from loralab.errors import DataError, RecipeError
 from loralab.experiments.compare import compare
-from loralab.inference.generate import Question, answer
+from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import evaluate_saved
 from loralab.reports.summary import report
 from loralab.runs.folder import read_lines, read_record
@@ -251,11 +251,11 @@ def test_evaluate_and_generate_ask_as_the_comparison_did(compared: tuple[dict[st
     assert "Worked examples of training rows: 1 before" in capsys.readouterr().err
     lines = read_lines(out / "one-shot/predictions.jsonl")
     for line in (next(line for line in lines if line["shots"]), lines[-1]):
-        sampled, _ = answer(out / "one-shot", Question(sample=f"validation:{line['row']}"), [], None, None)
+        sampled, _ = run_request(out / "one-shot", GenerateRequest(sample=f"validation:{line['row']}"), [], None, None)
         assert sampled["prediction"] == line["prediction"]
-    own, _ = answer(out / "one-shot", Question(texts=["Tom: Lunch? Ann: At one."]), [], None, None)
+    own, _ = run_request(out / "one-shot", GenerateRequest(texts=["Tom: Lunch? Ann: At one."]), [], None, None)
     assert own["answers"] and "1 before 1 row." in capsys.readouterr().err
-    trained_on, _ = answer(out / "one-shot", Question(sample="train:4"), [], None, None)
+    trained_on, _ = run_request(out / "one-shot", GenerateRequest(sample="train:4"), [], None, None)
     assert trained_on["prediction"] and "1 before 1 row." in capsys.readouterr().err
 
 
@@ -334,4 +334,4 @@ def test_too_few_training_rows_leave_nothing_behind(workshop: Path, tmp_path: Pa
 
 def test_a_base_alone_has_no_training_rows_to_show(workshop: Path) -> None:
     with pytest.raises(DataError, match=r"evaluation.shots needs training rows: give data.name"):
-        answer(workshop / "base", Question(texts=["a"]), ["evaluation.shots=1"], None, None)
+        run_request(workshop / "base", GenerateRequest(texts=["a"]), ["evaluation.shots=1"], None, None)

@@ -188,7 +188,7 @@ def test_packed_losses_are_those_of_each_text_alone(model: nn.Module) -> None:
         if (mine := documents[row] == text).any()
     ]
     torch.testing.assert_close(packed.token_losses(model, ids, documents, following), torch.cat(alone))
-    packed.check_packs(model, 28)
+    packed.check_supports_packing(model, 28)
 
 
 def test_a_model_that_cannot_pack_is_refused() -> None:
@@ -197,7 +197,7 @@ def test_a_model_that_cannot_pack_is_refused() -> None:
     with pytest.raises(
         ModelError, match=r"BloomForCausalLM cannot keep packed texts apart.*Set data\.packing to false"
     ):
-        packed.check_packs(bloom, 28)
+        packed.check_supports_packing(bloom, 28)
 
 
 def test_a_batch_says_which_text_each_token_is_of(split: PackedSplit) -> None:

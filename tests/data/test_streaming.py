@@ -15,7 +15,7 @@ from folders import ROWS, index, real_rows, write_jsonl
 from tiny import make_tokenizer
 
 from loralab.data.prompts import Prompt
-from loralab.data.splits import Sample
+from loralab.data.splits import TextReservoir
 from loralab.data.tokenization import encode
 from loralab.errors import DataError
 
@@ -32,7 +32,7 @@ def test_a_file_that_changes_while_it_is_in_use_is_an_error(tmp_path: Path, cach
 
 def test_a_sample_is_everything_or_even(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loralab.data.splits.SAMPLE", 100)
-    few, many, again = Sample(), Sample(), Sample()
+    few, many, again = TextReservoir(), TextReservoir(), TextReservoir()
     for i in range(100):
         few.add(str(i))
     for i in range(2000):

@@ -30,7 +30,7 @@ from loralab.metrics.significance import mcnemar
 from loralab.on_torch.engine import TorchEngine, open_engine
 from loralab.on_torch.loading.load import model_folder
 from loralab.runs.folder import read_lines, read_record
-from loralab.training.datasets import read_material
+from loralab.training.datasets import read_run_datasets
 from loralab.training.train import train
 
 NEG_POS = Labels(("neg", "pos"))
@@ -91,7 +91,7 @@ def test_several_labels_a_row(bases: Path, tmp_path: Path) -> None:
 
 
 def test_the_floor_is_the_label_that_most_training_rows_have(classifiers: dict[str, Path], bases: Path) -> None:
-    training = read_material(load_recipe(bases / "distilbert.yaml")).training
+    training = read_run_datasets(load_recipe(bases / "distilbert.yaml")).training
     ((name, floor),) = _label_floor(training, {"lora": classifiers["distilbert lora"]}).items()
     assert name == "always NEGATIVE"
     values = {key: metric["value"] for key, metric in floor.summary().items()}
@@ -133,9 +133,9 @@ def test_training_is_the_same_from_states_that_were_computed_once(
     trained: list[list[torch.Tensor]] = []
     for once in (True, False):
         engine: TorchEngine = open_engine(recipe, labels=NEG_POS)
-        encoded = encode_rows(engine, recipe, read_material(recipe).training, (20, 1))
+        encoded = encode_rows(engine, recipe, read_run_datasets(recipe).training, (20, 1))
         if once:
-            engine.compute_once(encoded, lambda done: None)
+            engine.cache_frozen_features(encoded, lambda done: None)
             (lowest,) = [module for name, module in engine.model.named_modules() if name.endswith("layer.0.attention")]
             lowest.register_forward_pre_hook(lambda *_: pytest.fail("a step ran the frozen part"))
         for step in range(8):
@@ -158,8 +158,8 @@ def test_training_is_the_same_from_states_that_were_computed_once(
 )
 def test_only_what_no_training_changes_is_computed_once(overrides: list[str], computed: bool, bases: Path) -> None:
     engine: TorchEngine = open_engine(load_recipe(bases / "bert.yaml", overrides), labels=NEG_POS)
-    encoded = encode_rows(engine, engine.recipe, read_material(engine.recipe).training, (20, 1))
-    engine.compute_once(encoded, lambda done: None)
+    encoded = encode_rows(engine, engine.recipe, read_run_datasets(engine.recipe).training, (20, 1))
+    engine.cache_frozen_features(encoded, lambda done: None)
     assert (engine._features is not None) == computed
 
 
@@ -170,7 +170,9 @@ def test_states_are_found_again_until_a_weight_changes(bases: Path, cache: Path)
         if changed:
             with torch.no_grad():
                 engine.model.get_parameter("bert.embeddings.word_embeddings.weight")[2000].add_(1)
-        engine.compute_once(encode_rows(engine, recipe, read_material(recipe).training, (20, 1)), lambda done: None)
+        engine.cache_frozen_features(
+            encode_rows(engine, recipe, read_run_datasets(recipe).training, (20, 1)), lambda done: None
+        )
         assert len(list(cache.glob("features-*"))) == entries
 
 
@@ -178,8 +180,8 @@ def test_dropout_in_the_frozen_part_is_there_on_demand(bases: Path) -> None:
     for wanted in (False, True):
         recipe = load_recipe(bases / "bert.yaml", ["training.method=head", f"training.frozen_dropout={wanted}".lower()])
         engine: TorchEngine = open_engine(recipe, labels=NEG_POS)
-        encoded = encode_rows(engine, recipe, read_material(recipe).training, (20, 1))
-        engine.compute_once(encoded, lambda done: None)
+        encoded = encode_rows(engine, recipe, read_run_datasets(recipe).training, (20, 1))
+        engine.cache_frozen_features(encoded, lambda done: None)
         engine.train_step([collate(encoded, np.arange(4), 0)], 1e-3)
         assert engine.model.get_submodule("bert.embeddings.dropout").training == wanted
         assert engine.model.get_submodule("dropout").training
@@ -196,9 +198,9 @@ def test_names_in_one_split_and_numbers_in_the_other(bases: Path, tmp_path: Path
     with pytest.raises(
         DataError, match=r"validation: 12 rows have labels .*'0' \(6 rows\).*Numbers stand in one place"
     ):
-        read_material(load_recipe(recipe, [f"data.name={tmp_path}/data"]))
+        read_run_datasets(load_recipe(recipe, [f"data.name={tmp_path}/data"]))
     both = "data.labels={0: neg, 1: pos, neg: neg, pos: pos}"
-    labels = read_material(load_recipe(recipe, [f"data.name={tmp_path}/data", both])).labels
+    labels = read_run_datasets(load_recipe(recipe, [f"data.name={tmp_path}/data", both])).labels
     assert labels is not None and labels.names == ("neg", "pos")
 
 
@@ -235,7 +237,7 @@ def test_an_adapter_whose_labels_are_not_the_datas(classifiers: dict[str, Path],
 def test_a_training_set_of_one_label(bases: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "data", ("good", "good"))
     with pytest.raises(DataError, match=r"all 64 have the label 'good', and there is nothing to choose between"):
-        read_material(load_recipe(bases / "bert.yaml", [f"data.name={tmp_path}/data"]))
+        read_run_datasets(load_recipe(bases / "bert.yaml", [f"data.name={tmp_path}/data"]))
 
 
 def test_texts_beyond_the_positions_are_cut_and_counted(

@@ -24,7 +24,7 @@ from loralab.data.splits import read_split
 from loralab.errors import DataError, RecipeError
 from loralab.evaluation import forgetting
 from loralab.experiments.compare import compare
-from loralab.experiments.variants import Run
+from loralab.experiments.variants import PlannedRun
 from loralab.reports.summary import report
 from loralab.runs.folder import read_lines, read_record
 from loralab.training.train import train
@@ -135,7 +135,7 @@ def test_before_is_before_also_after_a_kill(
     assert record["forgetting"] == trained[1]["forgetting"]
 
 
-def in_this_process(run: Run, folder: Path) -> None:
+def in_this_process(run: PlannedRun, folder: Path) -> None:
     train(run.recipe, run.folder)
 
 

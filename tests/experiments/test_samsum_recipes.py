@@ -11,7 +11,7 @@ import pytest
 from loralab.config.loading import load_recipe
 from loralab.experiments import compare as comparison
 from loralab.experiments.compare import compare
-from loralab.experiments.variants import Run
+from loralab.experiments.variants import PlannedRun
 from loralab.planning.predicted import predicted_and_measured
 from loralab.reports.summary import report
 from loralab.runs.folder import read_record
@@ -28,7 +28,7 @@ def finished(
 ) -> dict[str, tuple[dict[str, Any], Path]]:
     """Recipe -> results and folder. Its variants run in this process: what a process of their own is for is tested elsewhere."""
 
-    def run(one: Run, _: Path) -> None:
+    def run(one: PlannedRun, _: Path) -> None:
         train(one.recipe, one.folder)
 
     done, base = {}, workshop / "base"

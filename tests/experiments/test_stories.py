@@ -24,7 +24,7 @@ from loralab.data.tokenization import encode
 from loralab.errors import RecipeError
 from loralab.evaluation.evaluate import leaked_rows
 from loralab.experiments.compare import compare
-from loralab.inference.generate import Question, answer
+from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import evaluate_saved, merge_saved
 from loralab.on_torch.engine import open_engine
 from loralab.runs.folder import read_lines, read_record
@@ -112,7 +112,7 @@ def test_the_other_commands_work_on_the_run(compared: tuple[dict[str, Any], Path
         rows["lora"]["metrics"]["loss"]["value"], abs=1e-6
     )  # six digits
     first = read_lines(out / "lora/predictions.jsonl")[0]
-    assert answer(out / "lora", Question(texts=[first["source"]]), [], None, None)[0] == {
+    assert run_request(out / "lora", GenerateRequest(texts=[first["source"]]), [], None, None)[0] == {
         "answers": [first["prediction"]]
     }
     merge_saved(out / "lora", place / "merged", None)

@@ -17,9 +17,9 @@ from loralab.config.loading import load_recipe
 from loralab.config.recipe import EvaluationSettings
 from loralab.data.inputs import read_texts
 from loralab.errors import ModelError, RunError
-from loralab.inference.generate import NO_DATA, Question, Writer, answer
+from loralab.inference.generate import NO_DATA, GenerateRequest, TextGenerator, run_request
 from loralab.models.checkpoint_files import model_folder
-from loralab.runs.folder import find_trained, read_lines, write_recipe
+from loralab.runs.folder import find_saved_model, read_lines, write_recipe
 
 TEXTS = ["Tom: Lunch? Ann: At one, by the lake.", "Is the report done? No.", "I lost my dog in the park today!"]
 SETTINGS = ["model.dtype=float32", "model.device=cpu", "evaluation.max_new_tokens=6"]
@@ -80,7 +80,7 @@ def expected(base: Path) -> list[str]:
 
 
 def ask(trained: Path, overrides: list[str] | None = None, **question: Any) -> tuple[dict[str, Any], str | None]:
-    return answer(trained, Question(**question), [*SETTINGS, *(overrides or [])], None, None)
+    return run_request(trained, GenerateRequest(**question), [*SETTINGS, *(overrides or [])], None, None)
 
 
 # Where texts come from and answers go
@@ -105,7 +105,7 @@ def test_overrides_say_how_it_writes(base: Path, expected: list[str]) -> None:
     for overrides, answers in settings.items():
         assert ask(base, overrides.split(), texts=TEXTS)[0]["answers"] == [text.strip() for text in answers] != expected
     assert (
-        answer(base, Question(TEXTS), SETTINGS, None, 2)[0]
+        run_request(base, GenerateRequest(TEXTS), SETTINGS, None, 2)[0]
         == ask(base, ["evaluation.max_new_tokens=2"], texts=TEXTS)[0]
     )
 
@@ -188,8 +188,8 @@ def test_a_row_of_the_data_is_shown_beside_its_references(zero_shot: Path, works
 
 
 def test_the_row_is_left_to_chance(zero_shot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Writer, "__init__", lambda *_: None)
-    monkeypatch.setattr(Writer, "write", lambda *_: ["an answer"])
+    monkeypatch.setattr(TextGenerator, "__init__", lambda *_: None)
+    monkeypatch.setattr(TextGenerator, "write", lambda *_: ["an answer"])
     assert len({ask(zero_shot, sample="train")[0]["row"] for _ in range(12)}) > 3
 
 
@@ -228,7 +228,7 @@ def test_a_character_of_several_tokens_is_shown_when_it_is_whole() -> None:
                 on_token(token)
             return [[3, 1, 2, 3]]
 
-    writer = object.__new__(Writer)
+    writer = object.__new__(TextGenerator)
     writer.engine, writer.decoding = Engine(), EvaluationSettings()  # type: ignore[assignment]
     writer._encode = lambda texts: [[]]  # type: ignore[method-assign]
     assert writer.stream("text", screen := Screen()) == "aéa"
@@ -326,7 +326,7 @@ def test_a_failure_while_writing_leaves_nothing(base: Path, tmp_path: Path, monk
 
 
 def test_a_base_alone_is_asked_as_it_is(base: Path) -> None:
-    recipe, saved = find_trained(base, [], None, NO_DATA)
+    recipe, saved = find_saved_model(base, [], None, NO_DATA)
     assert (saved, recipe.training.method, recipe.model.name, recipe.data.prompt) == (
         None,
         "none",
@@ -334,15 +334,15 @@ def test_a_base_alone_is_asked_as_it_is(base: Path) -> None:
         "{source}",
     )
     with pytest.raises(UserError, match="data: missing"):
-        find_trained(base, [], None)
+        find_saved_model(base, [], None)
 
 
 def test_a_base_is_named_as_everywhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["model.dtype=float32", "evaluation.max_new_tokens=4"]
-    question = Question(texts=("def f(x): return x",))
-    named = answer(Path("embedded:tiny-t5"), question, settings, None)[0]
-    assert named == answer(model_folder("embedded:tiny-t5"), question, settings, None)[0]
+    question = GenerateRequest(texts=("def f(x): return x",))
+    named = run_request(Path("embedded:tiny-t5"), question, settings, None)[0]
+    assert named == run_request(model_folder("embedded:tiny-t5"), question, settings, None)[0]
     for name, error, message in (
         ("embedded:tiny-t6", ModelError, "Did you mean 'embedded:tiny-t5'"),
         (
@@ -356,4 +356,4 @@ def test_a_base_is_named_as_everywhere_else(tmp_path: Path, monkeypatch: pytest.
     ):
         (tmp_path / "runs/lora-16").mkdir(parents=True, exist_ok=True)
         with pytest.raises(error, match=message):
-            answer(Path(name), question, settings, None)
+            run_request(Path(name), question, settings, None)

@@ -15,7 +15,7 @@ from classifiers import write_rows
 
 from loralab.config.loading import load_recipe
 from loralab.errors import RecipeError
-from loralab.inference.generate import Question, answer
+from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import evaluate_saved, merge_saved
 from loralab.runs.folder import read_record
 from loralab.training.train import train
@@ -43,7 +43,7 @@ def runs(workshop: Path, umask: None, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def answers(trained: Path, *overrides: str) -> list[Any]:
-    found: list[Any] = answer(trained, Question(texts=(TEXT,)), list(overrides), None)[0]["answers"]
+    found: list[Any] = run_request(trained, GenerateRequest(texts=(TEXT,)), list(overrides), None)[0]["answers"]
     return found
 
 

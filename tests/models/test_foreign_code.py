@@ -27,7 +27,7 @@ from loralab.models.checkpoint_files import load_tokenizer
 from loralab.models.pretrained import from_pretrained
 from loralab.on_torch.loading.classifier import load_classifier
 from loralab.on_torch.loading.load import load_weights
-from loralab.on_torch.loading.supported_models import check_kind
+from loralab.on_torch.loading.supported_models import check_supported
 
 MARKER = "RAN"
 EVIL = f"""
@@ -70,8 +70,8 @@ def test_a_model_that_needs_code_of_its_own_is_refused_by_every_way_of_loading(e
     labels = Labels(("a", "b"), (("0", "a"), ("1", "b")), False)
     for load in (
         lambda: load_tokenizer(evil),
-        lambda: check_kind(evil),
-        lambda: check_kind(evil, classify=True),
+        lambda: check_supported(evil),
+        lambda: check_supported(evil, classify=True),
         lambda: load_weights(evil, torch.float32, CPU),
         lambda: load_classifier(evil, labels, False, torch.float32, CPU, 0),
     ):

@@ -24,14 +24,14 @@ from loralab.adapters import files as adapter
 from loralab.config.loading import load_recipe
 from loralab.data.batches import collate
 from loralab.evaluation.evaluate import encode_rows
-from loralab.inference.generate import Question, answer
+from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import merge_saved
 from loralab.metrics.labels import Labels
 from loralab.models import bert, distilbert
 from loralab.on_torch.engine import open_engine
 from loralab.on_torch.models.heads import head_modules, head_parameters
 from loralab.runs.folder import read_record
-from loralab.training.datasets import read_material
+from loralab.training.datasets import read_run_datasets
 
 NEG_POS = Labels(("neg", "pos"))
 TEXTS = ["the film was good and two friends met", "a bad story", "it was a film"]
@@ -130,7 +130,7 @@ def test_lora_on_the_top_alone_needs_no_gradients_below(bases: Path) -> None:
     layers = engine.model.get_submodule("distilbert.transformer.layer")
     for layer in layers.children():
         layer.register_forward_hook(lambda _, __, output: states.append(output.requires_grad))
-    rows = read_material(recipe).training
+    rows = read_run_datasets(recipe).training
     engine.train_step([collate(encode_rows(engine, recipe, rows, (20, 1)), np.arange(4), 0)], 1e-3)
     assert states == [False, True]
 
@@ -168,8 +168,12 @@ def test_we_load_pefts_with_the_head(family: str, bases: Path, tmp_path: Path) -
     ours = AutoModelForSequenceClassification.from_pretrained(base)
     load_adapter(ours, tmp_path)
     torch.testing.assert_close(logits(ours, base), logits(theirs, base))
-    result, _ = answer(
-        tmp_path, Question(texts=TEXTS, as_json=True), ["model.device=cpu", "model.dtype=float32"], str(base), None
+    result, _ = run_request(
+        tmp_path,
+        GenerateRequest(texts=TEXTS, as_json=True),
+        ["model.device=cpu", "model.dtype=float32"],
+        str(base),
+        None,
     )
     names = {"distilbert": ["NEGATIVE", "POSITIVE"]}.get(family, ["LABEL_0", "LABEL_1"])
     table = [list(each["probabilities"].values()) for each in result["answers"]]
@@ -184,7 +188,7 @@ def test_a_merged_model_serves_transformers_pipeline(name: str, classifiers: dic
     theirs = [{each["label"]: each["score"] for each in text} for text in serve(TEXTS)]
     for trained in (classifiers[name], classifiers[name] / "adapter", tmp_path / "merged"):
         overrides = ["model.device=cpu", "model.dtype=float32"]
-        result, words = answer(trained, Question(texts=TEXTS), overrides, None, None)
+        result, words = run_request(trained, GenerateRequest(texts=TEXTS), overrides, None, None)
         assert [each["probabilities"] for each in result["answers"]] == [
             pytest.approx(each, abs=1e-5) for each in theirs
         ]

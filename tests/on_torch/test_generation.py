@@ -176,7 +176,7 @@ def test_bags_of_rows_sum_as_products_do(queries: int, dtype: torch.dtype) -> No
 
 def test_what_is_remembered_grows_and_follows_its_rows() -> None:
     keys, values = torch.randn(2, 3, 2, written.MORE + 3, 4)
-    memory = written.KeysValues(keys[:, :, :2], values[:, :, :2])
+    memory = written.KVCache(keys[:, :, :2], values[:, :, :2])
     rows = torch.tensor([2, 2, 0])
     for place in range(2, keys.shape[2]):
         memory.append(keys[:, :, [place]], values[:, :, [place]])

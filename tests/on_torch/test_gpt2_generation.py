@@ -15,12 +15,12 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from loralab import LoRASpec, UserError, attach, generate, load_model
 from loralab.config.generation import Decoding
-from loralab.data.stop_sequences import Stops, certain, cut
-from loralab.inference.generate import NO_DATA, Question, Writer, answer
+from loralab.data.stop_sequences import Stops, final_part, truncate_at_stop
+from loralab.inference.generate import NO_DATA, GenerateRequest, TextGenerator, run_request
 from loralab.on_torch.generation.decode import begin
 from loralab.on_torch.generation.generate import generate_ids, pad
 from loralab.on_torch.models.gpt2 import GPT2
-from loralab.runs.folder import find_trained
+from loralab.runs.folder import find_saved_model
 
 NEW = 12
 
@@ -199,9 +199,9 @@ def test_the_tokens_end_where_transformers_ends_them(beams: int, spoken: tuple[A
 
 
 def test_stop_texts_in_words_and_parts_of_them() -> None:
-    assert cut("one two three", ["three", "two"]) == "one " and cut("one", ["two"]) == "one"
-    assert certain("one tw", ["two", "x"]) == "one " and certain("one two!", ["two"]) == "one two!"
-    assert certain("one\n", ["\n\n"]) == "one" and certain("abab", ["babx", "bx"]) == "a"
+    assert truncate_at_stop("one two three", ["three", "two"]) == "one " and truncate_at_stop("one", ["two"]) == "one"
+    assert final_part("one tw", ["two", "x"]) == "one " and final_part("one two!", ["two"]) == "one two!"
+    assert final_part("one\n", ["\n\n"]) == "one" and final_part("abab", ["babx", "bx"]) == "a"
 
 
 def test_a_stop_text_is_seen_in_the_last_tokens_alone(data_folder: Path) -> None:
@@ -227,14 +227,14 @@ def test_a_terminal_never_sees_a_stop_text(
     stop = whole[8:14]
     settings = ["model.dtype=float32", "model.device=cpu", f"evaluation.max_new_tokens={NEW}"]
     settings += ["data.max_source_length=16", "data.max_target_length=16"]
-    recipe, saved = find_trained(speaker, [*settings, f"evaluation.stop=[{stop!r}]"], None, NO_DATA)
+    recipe, saved = find_saved_model(speaker, [*settings, f"evaluation.stop=[{stop!r}]"], None, NO_DATA)
     screen = Screen()
     monkeypatch.setattr(screen, "write", lambda text: pieces.append(text) or len(text))
-    said = Writer(recipe, saved).stream("A text", screen)
+    said = TextGenerator(recipe, saved).stream("A text", screen)
     assert said == whole[: whole.index(stop)].strip() and len(pieces) > 2
     assert "".join(pieces).strip() == said
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    result, words = answer(speaker, Question(texts=["A text"]), settings, None, NEW, [stop, "\\n\\n"])
+    result, words = run_request(speaker, GenerateRequest(texts=["A text"]), settings, None, NEW, [stop, "\\n\\n"])
     assert words == said and result == {"answers": [said]}
 
 

@@ -16,7 +16,7 @@ from loralab.config.generation import Decoding
 from loralab.on_torch.generation.generate import generate_ids
 from loralab.on_torch.loading.load import load_weights
 from loralab.on_torch.ops import onednn_linear as ours
-from loralab.on_torch.ops.onednn_linear import Linear, by_onednn, laid_out, linear
+from loralab.on_torch.ops.onednn_linear import Linear, by_onednn, linear, prepacked_weights
 
 pytestmark = pytest.mark.skipif(not ours.HAS_ONEDNN, reason="PyTorch without oneDNN, or no x86 processor")
 CPU = torch.device("cpu")
@@ -114,7 +114,7 @@ def test_weights_are_laid_out_for_a_while(dtype: torch.dtype) -> None:
     x = torch.randn(3, 40, dtype=dtype)
     with torch.no_grad():
         before = model(x)
-        with laid_out(model):
+        with prepacked_weights(model):
             assert all(each.layout is not None for each in model)
             within = model(x)
             model[0].layout, held = torch.full_like(x, torch.nan), model[0].layout
@@ -128,9 +128,9 @@ def test_weights_are_laid_out_for_a_while(dtype: torch.dtype) -> None:
 
 def test_inside_another_nothing_is_laid_out_again() -> None:
     model = nn.Sequential(Linear(40, 70))
-    with laid_out(model):
+    with prepacked_weights(model):
         once = model[0].layout
-        with laid_out(model):
+        with prepacked_weights(model):
             assert model[0].layout is once
         assert model[0].layout is once
     assert model[0].layout is None
@@ -139,7 +139,7 @@ def test_inside_another_nothing_is_laid_out_again() -> None:
 def test_a_large_model_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(Linear(40, 70))
     monkeypatch.setattr(ours, "TWICE_AT_MOST", 40 * 70 * 4 - 1)
-    with laid_out(model):
+    with prepacked_weights(model):
         assert model[0].layout is None
 
 

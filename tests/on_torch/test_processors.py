@@ -17,11 +17,11 @@ from loralab.on_torch.loading.device import choose_dtype
 from loralab.on_torch.models import kv_cache as written
 from loralab.on_torch.ops import onednn_linear as product
 from loralab.on_torch.ops.linear import dense_weight
-from loralab.on_torch.ops.onednn_linear import by_onednn, laid_out, linear
+from loralab.on_torch.ops.onednn_linear import by_onednn, linear, prepacked_weights
 from loralab.on_torch.ops.probe import Probe, numbers
 from loralab.on_torch.profiling.meter import Meter
 from loralab.on_torch.quantization import nf4
-from loralab.on_torch.quantization.quantize import pack
+from loralab.on_torch.quantization.quantize import quantize_linear
 from loralab.runs.environment import this_machine
 
 CPU = torch.device("cpu")
@@ -163,7 +163,7 @@ def test_without_the_operations_all_numbers_are_pytorchs_own(
     weight, bias = model[0].weight, model[0].bias
     x = numbers(3, 64, dtype=dtype)
     assert torch.equal(linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
-    with torch.no_grad(), laid_out(model):
+    with torch.no_grad(), prepacked_weights(model):
         assert model[0].layout is None
         assert torch.equal(model(x), model[1](torch.nn.functional.linear(x, weight, bias)))
     weights, rows = numbers(2, 2, 1, 5, dtype=dtype), numbers(2, 2, 5, 8, dtype=dtype)
@@ -174,7 +174,7 @@ def test_without_the_operations_all_numbers_are_pytorchs_own(
 def test_nf4_unpacks_the_same_without_bitsandbytes_operation(absent: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # packing needs the library
     torch.manual_seed(0)
-    layer = pack("nf4", nn.Linear(192, 50, bias=False), CPU)
+    layer = quantize_linear("nf4", nn.Linear(192, 50, bias=False), CPU)
     known = dense_weight(layer)
     for dtype in (torch.float32, torch.bfloat16):
         nf4.FAST._known[dtype, CPU] = False

@@ -20,14 +20,14 @@ from transformers.pytorch_utils import Conv1D
 
 from loralab import LoRASpec, attach, load_adapter, load_model
 from loralab.errors import AdapterError, MissingExtra, ModelError, TargetError
-from loralab.on_torch.adapters.base import fingerprint, packed_modules
+from loralab.on_torch.adapters.base import fingerprint, quantized_modules
 from loralab.on_torch.loading.load import load_weights
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.ops import linear
-from loralab.on_torch.ops.linear import PackedLinear, dense_weight
+from loralab.on_torch.ops.linear import QuantizedLinear, dense_weight
 from loralab.on_torch.ops.onednn_linear import Linear
 from loralab.on_torch.quantization import quantize
-from loralab.on_torch.quantization.quantize import Quantization, pack, settle
+from loralab.on_torch.quantization.quantize import Quantization, load_settled, quantize_linear
 
 KINDS = ("int8", "nf4")
 IDS = torch.randint(2, 100, (3, 12), generator=torch.Generator().manual_seed(1))
@@ -79,7 +79,7 @@ def test_product_and_gradient_are_those_of_the_unpacked_weight(
 ) -> None:
     monkeypatch.setattr(linear, "PART", 192 * 11)  # several parts, the last one shorter
     torch.manual_seed(0)
-    layer = pack(kind, make(), CPU)
+    layer = quantize_linear(kind, make(), CPU)
     x = torch.randn(70, 2, 192).transpose(0, 1).requires_grad_()
     again, grad = x.detach().clone().requires_grad_(), torch.randn(2, 70, 70)
     expected = F.linear(again, dense_weight(layer), layer.bias)
@@ -93,7 +93,7 @@ def test_product_and_gradient_are_those_of_the_unpacked_weight(
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_bfloat16_weights_are_rounded_once_and_sums_are_not(kind: str) -> None:
     torch.manual_seed(0)
-    layer, x = pack(kind, nn.Linear(192, 70, bias=False), CPU), torch.randn(5, 192, dtype=torch.bfloat16)
+    layer, x = quantize_linear(kind, nn.Linear(192, 70, bias=False), CPU), torch.randn(5, 192, dtype=torch.bfloat16)
     rounded = dense_weight(layer).bfloat16()
     torch.testing.assert_close(layer(x), x @ rounded.T, rtol=2**-7, atol=2**-9)  # bf16 keeps 8 bits of the sums
 
@@ -105,7 +105,7 @@ def test_codes_are_those_of_bitsandbytes_and_of_the_formula(monkeypatch: pytest.
     weight[3] = 0
     module = nn.Linear(192, 50, bias=False)
     module.weight = nn.Parameter(weight.clone())
-    layer = pack("int8", module, CPU)
+    layer = quantize_linear("int8", module, CPU)
     largest = weight.abs().amax(1).numpy().astype(np.float32)
     scales = 127 / np.where(largest == 0, np.float32(1), largest)
     expected = np.rint(weight.numpy() * scales[:, None].astype(np.float32)).astype(np.int8)
@@ -115,14 +115,17 @@ def test_codes_are_those_of_bitsandbytes_and_of_the_formula(monkeypatch: pytest.
     theirs_, stats, _ = bnb.int8_vectorwise_quant(weight[others])
     assert torch.equal(layer.codes[others], theirs_) and torch.equal(layer.scales[others], stats / 127)
     codes, state = bnb.quantize_4bit(weight, quant_type="nf4", blocksize=64)
-    assert torch.equal(dense_weight(pack("nf4", module, CPU)), bnb.dequantize_4bit(codes, state))
+    assert torch.equal(dense_weight(quantize_linear("nf4", module, CPU)), bnb.dequantize_4bit(codes, state))
 
 
 def test_how_far_rounding_goes() -> None:
     torch.manual_seed(0)
     module = nn.Linear(512, 256)
     weight = module.weight.detach()
-    apart = {kind: float((dense_weight(pack(kind, module, CPU)) - weight).norm() / weight.norm()) for kind in KINDS}
+    apart = {
+        kind: float((dense_weight(quantize_linear(kind, module, CPU)) - weight).norm() / weight.norm())
+        for kind in KINDS
+    }
     assert 0.003 < apart["int8"] < 0.01 and 0.05 < apart["nf4"] < 0.12
 
 
@@ -134,7 +137,7 @@ def test_nothing_is_kept_for_the_backward_pass(kind: str) -> None:
         kept.append(tensor.nbytes)
         return tensor
 
-    layer, x = pack(kind, nn.Linear(192, 70), CPU), torch.randn(4, 192, requires_grad=True)
+    layer, x = quantize_linear(kind, nn.Linear(192, 70), CPU), torch.randn(4, 192, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y = layer(x)
     assert y.requires_grad and sum(kept) == 0
@@ -144,7 +147,7 @@ def test_nothing_is_kept_for_the_backward_pass(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_moves_and_casts_leave_packed_weights_alone(kind: str) -> None:
-    layer, x = pack(kind, nn.Linear(192, 70, bias=False), CPU), torch.randn(4, 192)
+    layer, x = quantize_linear(kind, nn.Linear(192, 70, bias=False), CPU), torch.randn(4, 192)
     before, expected = dense_weight(layer), layer(x)
     layer.to(torch.bfloat16).half().to("cpu")
     assert torch.equal(dense_weight(layer), before) and torch.equal(layer(x), expected)
@@ -154,7 +157,7 @@ def test_moves_and_casts_leave_packed_weights_alone(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_cuda_inputs_are_not_rounded_either(kind: str) -> None:
     torch.manual_seed(0)
-    layer = pack(kind, nn.Linear(512, 256), torch.device("cuda"))
+    layer = quantize_linear(kind, nn.Linear(512, 256), torch.device("cuda"))
     x = torch.randn(8, 512, device="cuda", requires_grad=True)
     y = layer(x)
     torch.testing.assert_close(y, F.linear(x, dense_weight(layer), layer.bias.cuda()), rtol=1e-3, atol=1e-3)  # TF32
@@ -167,9 +170,9 @@ def test_on_cuda_inputs_are_not_rounded_either(kind: str) -> None:
 
 def test_embeddings_heads_and_what_rules_name_stay_as_they_are(base: Path) -> None:
     model = packed(base, "nf4", dtype=torch.bfloat16)
-    assert len(packed_modules(model)) == 3 * 7 + 2 * 11
+    assert len(quantized_modules(model)) == 3 * 7 + 2 * 11
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and type(model.lm_head) is Linear
-    kept = packed_modules(packed(base, "nf4", "wo", "decoder.*.q"))
+    kept = quantized_modules(packed(base, "nf4", "wo", "decoder.*.q"))
     assert not [name for name in kept if name.endswith("wo") or (name.startswith("decoder") and name.endswith(".q"))]
     assert len(kept) == 3 * 7 + 2 * 11 - 5 - 4
     with pytest.raises(TargetError, match="The rule 'w0' matches no module"):
@@ -178,20 +181,20 @@ def test_embeddings_heads_and_what_rules_name_stay_as_they_are(base: Path) -> No
 
 def test_our_gpt2_and_transformers_classes_are_packed_below_their_heads(gpt2: Path, bases: Path) -> None:
     mine, plain = packed(gpt2, "nf4"), AutoModelForCausalLM.from_pretrained(gpt2).eval()
-    theirs_ = settle(AutoModelForCausalLM.from_pretrained(gpt2).eval(), torch.float32, CPU, Quantization("nf4"))
-    assert len(packed_modules(mine)) == len(packed_modules(theirs_)) == 2 * 4
-    assert all(module.transposed for module in packed_modules(theirs_).values()), "Conv1D"
+    theirs_ = load_settled(AutoModelForCausalLM.from_pretrained(gpt2).eval(), torch.float32, CPU, Quantization("nf4"))
+    assert len(quantized_modules(mine)) == len(quantized_modules(theirs_)) == 2 * 4
+    assert all(module.transposed for module in quantized_modules(theirs_).values()), "Conv1D"
     assert theirs_.lm_head.weight is theirs_.transformer.wte.weight
     assert fingerprint(mine) == fingerprint(theirs_) == fingerprint(plain), "as the file has them"
     with torch.no_grad():
-        for name, module in packed_modules(theirs_).items():
+        for name, module in quantized_modules(theirs_).items():
             plain.get_submodule(name).weight.copy_(module.weight)
-            assert torch.equal(dense_weight(module), dense_weight(packed_modules(mine)[name]))
+            assert torch.equal(dense_weight(module), dense_weight(quantized_modules(mine)[name]))
     torch.testing.assert_close(logits(theirs_), logits(plain))
     torch.testing.assert_close(logits(mine), logits(plain))
     heads = {"pre_classifier", "classifier"}
     classifier = packed(bases / "distilbert", "int8")
-    assert len(packed_modules(classifier)) == 2 * 6
+    assert len(quantized_modules(classifier)) == 2 * 6
     assert {name for name, module in classifier.named_modules() if type(module) is Linear} == heads
 
 
@@ -208,7 +211,7 @@ def test_an_adapter_learns_as_on_a_plain_base_of_the_unpacked_weights(
         untouched = logits(model)
         exact = not spec.get("use_dora")  # which divides by norms and multiplies by them again
         with torch.no_grad():
-            for name, module in packed_modules(model).items():
+            for name, module in quantized_modules(model).items():
                 plain.get_submodule(name).weight.copy_(module.weight)
         settings = LoRASpec(rank=4, alpha=8, rules=rules, **spec)
         ours_, theirs_ = attach(model, settings), attach(plain, settings)
@@ -243,7 +246,7 @@ def test_reloaded_merged_and_in_peft(kind: str, base: Path, tmp_path: Path, monk
     plain = ours(base)
     onto_plain = load_adapter(plain, tmp_path / "adapter")
     merged = adapter.merge()
-    assert isinstance(merged, T5) and not packed_modules(merged)
+    assert isinstance(merged, T5) and not quantized_modules(merged)
     for name, weight in onto_plain.merge().state_dict().items():
         assert torch.equal(weight, merged.state_dict()[name]), "the original weights, not the rounded ones"
     assert torch.equal(logits(again), logits(model)), "merging changes nothing"
@@ -312,13 +315,13 @@ def test_shapes_and_numbers_that_cannot_be_packed_name_the_module(base: Path, tm
         ModelError, match=r"encoder.block.0.*q has 32 inputs, and nf4 packs blocks of 64.*quantize_except"
     ):
         packed(narrow, "nf4")
-    assert len(packed_modules(packed(narrow, "int8"))) == 3 * 6 + 2 * 10
-    kept = packed_modules(packed(narrow, "nf4", "q", "k", "v", "o", "wi"))
+    assert len(quantized_modules(packed(narrow, "int8"))) == 3 * 6 + 2 * 10
+    kept = quantized_modules(packed(narrow, "nf4", "q", "k", "v", "o", "wi"))
     assert kept and all(name.endswith("wo") for name in kept)
     broken = nn.Linear(64, 4)
     broken.weight.data[2, 3] = float("nan")
     with pytest.raises(ModelError, match=r"x\.y holds weights that are not finite"):
-        pack("int8", broken, CPU, "x.y")
+        quantize_linear("int8", broken, CPU, "x.y")
 
 
 @pytest.mark.parametrize(
@@ -340,6 +343,6 @@ def test_a_packed_model_can_be_copied_but_not_written(base: Path, tmp_path: Path
 
     model = packed(base, "int8")
     assert torch.equal(logits(copy.deepcopy(model)), logits(model))
-    assert any(isinstance(module, PackedLinear) for module in copy.deepcopy(model).modules())
+    assert any(isinstance(module, QuantizedLinear) for module in copy.deepcopy(model).modules())
     with pytest.raises(AssertionError, match="what is written is a plain model"):
         save_model(model, tmp_path / "out", base, None)

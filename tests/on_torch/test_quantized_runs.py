@@ -13,10 +13,10 @@ from loralab import UserError, load_model
 from loralab.config.loading import load_recipe
 from loralab.config.recipe import Recipe
 from loralab.errors import MissingExtra
-from loralab.inference.generate import Question, answer
+from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import evaluate_saved, merge_saved, open_trained
-from loralab.on_torch.adapters.base import packed_modules
-from loralab.runs.folder import find_trained, read_lines
+from loralab.on_torch.adapters.base import quantized_modules
+from loralab.runs.folder import find_saved_model, read_lines
 from loralab.training.train import train
 
 FEW = ["model.quantize=int8", "data.max_train_rows=16", "training.save_every=2", "lora.dropout=0.1"]
@@ -46,10 +46,10 @@ def test_the_best_checkpoint_is_what_is_kept_and_scored(run: Path) -> None:
 
 
 def test_the_adapter_alone_gives_the_trained_models_answers(run: Path) -> None:
-    recipe, saved = find_trained(run / "adapter", [], None)
+    recipe, saved = find_saved_model(run / "adapter", [], None)
     assert recipe.model.quantize == "int8" and saved == run / "adapter"
     rows = read_lines(run / "predictions.jsonl")
-    result, _ = answer(run / "adapter", Question(texts=[row["source"] for row in rows]), [], None)
+    result, _ = run_request(run / "adapter", GenerateRequest(texts=[row["source"] for row in rows]), [], None)
     assert result["answers"] == [row["prediction"] for row in rows]
 
 
@@ -74,8 +74,8 @@ def test_on_a_base_stored_otherwise_it_works_and_the_difference_is_told(
 
 def test_a_sample_greedy_and_drawn_from_the_adapter_alone(run: Path, workshop: Path) -> None:
     def ask(seed: int) -> tuple[dict[str, object], str]:
-        question = Question(sample="validation", seed=seed)
-        result, words = answer(run / "adapter", question, [], None, top_p=0.9)
+        question = GenerateRequest(sample="validation", seed=seed)
+        result, words = run_request(run / "adapter", question, [], None, top_p=0.9)
         assert words is not None
         return result, words
 
@@ -88,7 +88,7 @@ def test_a_sample_greedy_and_drawn_from_the_adapter_alone(run: Path, workshop: P
     for part in ("Source:", "Reference:", "Greedy:", "Prediction:"):
         assert f"\n\n{part}\n" in words
     with pytest.raises(UserError, match="--seed changes nothing"):
-        answer(run, Question(texts=["a"], seed=7), [], None)
+        run_request(run, GenerateRequest(texts=["a"], seed=7), [], None)
 
 
 def test_merged_into_the_original_weights(run: Path, workshop: Path, tmp_path: Path) -> None:
@@ -97,13 +97,13 @@ def test_merged_into_the_original_weights(run: Path, workshop: Path, tmp_path: P
     changed = {name.split(".")[-2] for name in base if not (merged[name] == base[name]).all()}
     assert changed == {"q", "v"} and list(merged) == list(base)
     model, _ = load_model(str(tmp_path / "merged"), dtype="float32", device="cpu")
-    assert not packed_modules(model)
+    assert not quantized_modules(model)
 
 
 def test_at_inference_nothing_is_prepared_for_training(run: Path) -> None:
-    engine = open_trained(*find_trained(run, [], None))
+    engine = open_trained(*find_saved_model(run, [], None))
     model = engine.model  # type: ignore[attr-defined]
-    assert not model.training and packed_modules(model)
+    assert not model.training and quantized_modules(model)
     norms = {parameter.dtype for name, parameter in model.named_parameters() if "layer_norm" in name}
     assert norms == {model.shared.weight.dtype}, "norms stay in the compute dtype"
     base, _ = load_model(engine.recipe.model.name, "float32", "cpu", "int8")  # type: ignore[attr-defined]

@@ -40,7 +40,7 @@ from loralab.data.prompts import Prompt
 from loralab.data.tokenization import check_lengths, encode_sources, encode_targets, prompt_of
 from loralab.errors import ModelError, RecipeError
 from loralab.on_torch.engine import TorchEngine
-from loralab.on_torch.loading.supported_models import check_kind
+from loralab.on_torch.loading.supported_models import check_supported
 from loralab.on_torch.ops.dropout import set_dropout
 
 SIZES: dict[str, Any] = {
@@ -91,7 +91,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
 def test_an_architecture_that_cannot_be_trained_says_why(case: str, tmp_path: Path) -> None:
     make, message = REFUSED[case]
     with pytest.raises(ModelError, match=message):
-        check_kind(make(tmp_path / "model"))
+        check_supported(make(tmp_path / "model"))
 
 
 def test_a_run_refuses_it_before_it_reads_a_weight(tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_a_run_refuses_it_before_it_reads_a_weight(tmp_path: Path) -> None:
 
 
 def test_those_that_write_pass(tmp_path: Path, workshop: Path) -> None:
-    check_kind(saved(LlamaForCausalLM(LlamaConfig(**SIZES)), tmp_path / "llama"))
-    check_kind(make_t5(tmp_path / "t5"))
-    check_kind(workshop / "bart")
+    check_supported(saved(LlamaForCausalLM(LlamaConfig(**SIZES)), tmp_path / "llama"))
+    check_supported(make_t5(tmp_path / "t5"))
+    check_supported(workshop / "bart")
 
 
 def test_a_head_that_the_files_lack_is_no_random_head(tmp_path: Path, data_folder: Path) -> None:

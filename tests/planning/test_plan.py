@@ -21,7 +21,7 @@ from loralab.config.model import ModelSettings
 from loralab.cost.base import find_base
 from loralab.cost.variant import sizes_of, trained_by
 from loralab.errors import ModelError, RecipeError, TargetError
-from loralab.planning.plan import Question, lengths_of, plan
+from loralab.planning.plan import PlanOptions, lengths_of, plan
 from loralab.planning.report import operations, report
 from loralab.runs.environment import Machine, this_machine
 
@@ -52,7 +52,9 @@ PUBLISHED = {
 
 def planned(name: str | Path, *overrides: str, machine: Machine = LARGE, **asked: Any) -> dict[str, dict[str, Any]]:
     """Variant -> its row."""
-    return {row["variant"]: row for row in plan(load_recipe(name, overrides), Question(**asked), machine)["variants"]}
+    return {
+        row["variant"]: row for row in plan(load_recipe(name, overrides), PlanOptions(**asked), machine)["variants"]
+    }
 
 
 # Counts
@@ -291,7 +293,7 @@ def test_operations_have_units() -> None:
 
 def test_real_steps_stand_beside_the_prediction(workshop: Path) -> None:
     overrides = ["training.tokens_per_batch=400", "model.device=cpu"]
-    found = plan(load_recipe(workshop / "tiny.yaml", overrides), Question(measure=True, price_per_hour=1.0), LARGE)
+    found = plan(load_recipe(workshop / "tiny.yaml", overrides), PlanOptions(measure=True, price_per_hour=1.0), LARGE)
     rows = {row["variant"]: row for row in found["variants"]}
     assert "measured" not in rows["zero-shot"]
     for name in ("lora-4", "full"):

@@ -25,7 +25,7 @@ from loralab.data.batches import Batch, collate, plan_batches
 from loralab.data.splits import read_split
 from loralab.data.tokenization import encode
 from loralab.evaluation.evaluate import read_scores
-from loralab.inference.generate import Question, answer
+from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import evaluate_saved, merge_saved
 from loralab.on_torch.engine import TorchEngine, open_engine
 from loralab.on_torch.models.gpt2 import GPT2
@@ -163,7 +163,9 @@ def test_the_other_commands_work_on_the_run(trained: tuple[Path, dict[str, Any]]
         record["metrics"]["loss"]["value"], abs=1e-6
     )  # six digits are stored
     row = read_lines(out / "predictions.jsonl")[0]
-    assert answer(out, Question(texts=[row["source"]]), [], None, None)[0] == {"answers": [row["prediction"]]}
+    assert run_request(out, GenerateRequest(texts=[row["source"]]), [], None, None)[0] == {
+        "answers": [row["prediction"]]
+    }
     merge_saved(out, tmp_path / "merged", None)
     model = PeftModel.from_pretrained(their_gpt2(base), out / "adapter").eval()
     ids = torch.arange(2, 40)[None]

@@ -19,7 +19,7 @@ from loralab.config.loading import load_recipe
 from loralab.config.recipe import Recipe
 from loralab.errors import MissingExtra, RunError
 from loralab.experiments import compare as comparison
-from loralab.experiments.variants import Run
+from loralab.experiments.variants import PlannedRun
 from loralab.runs.folder import recipe_tree
 from loralab.training.trackers import eval_values, open_trackers, train_values
 
@@ -163,6 +163,6 @@ def test_a_finished_comparison_is_written_anew_without_its_trackers(
     (workshop / "done" / "recipes").mkdir(parents=True)
     (workshop / "done" / "recipe.yaml").touch()
     for state, end in (("stopped", MissingExtra), ("finished", InterruptedError)):
-        monkeypatch.setattr(Run, "state", state)
+        monkeypatch.setattr(PlannedRun, "state", state)
         with pytest.raises(end):
             comparison.compare(recipe(workshop, "wandb"), workshop / "done", resume=True)

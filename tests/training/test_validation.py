@@ -64,7 +64,7 @@ def test_what_is_drawn_aside_is_not_missed(workshop: Path) -> None:
     torch.manual_seed(0)
     expected = torch.rand(5)
     torch.manual_seed(0)
-    with pytest.raises(RuntimeError), engine.aside():
+    with pytest.raises(RuntimeError), engine.preserve_rng():
         torch.rand(3)
         raise RuntimeError("a measurement that is broken off")
     assert torch.equal(torch.rand(5), expected)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from loralab.adapters import files
-from loralab.adapters.compatibility import Base, fitted
+from loralab.adapters.compatibility import BaseDescription, check_compatibility
 from loralab.adapters.files import AdapterFiles
 from loralab.adapters.fingerprint import Fingerprint, take
 from loralab.adapters.target_modules import refuse_shared
@@ -101,7 +101,7 @@ def load_adapter(folder: str | Path, model: T5, params: Params) -> tuple[LoRASpe
             fit; it has LoRA on a weight that it replaces; it changes the embedding.
     """
     _refuse_others(model)
-    stored = fitted(files.read(folder), _base(model, params), folder)
+    stored = check_compatibility(files.read(folder), _base(model, params), folder)
     if not stored.updates:
         raise AdapterError(f"{folder} holds no update of LoRA's, only parameters that it replaces; PyTorch loads it.")
     whole = {name.rpartition(".")[0] for name in stored.tuned}
@@ -135,7 +135,7 @@ def _exact(stored: AdapterFiles, whole: Iterable[str]) -> LoRASpec:
     return spec.model_copy(update=exact)
 
 
-def _base(model: T5, params: Params, name: str | None = None) -> Base:
+def _base(model: T5, params: Params, name: str | None = None) -> BaseDescription:
     found = {name_on_disk(path): (path, array) for path, array in leaves(params)}
     shapes = {
         key: tuple(array.shape[::-1] if transposed(path) else array.shape) for key, (path, array) in found.items()
@@ -161,7 +161,7 @@ def _base(model: T5, params: Params, name: str | None = None) -> Base:
         same = (values.astype(weight.dtype) == weight).all() or any((each == values).all() for each in rounded)
         return bool(same)
 
-    return Base(name or "T5 in JAX", maps, shapes, fingerprint, model.shared_parameters, holds)
+    return BaseDescription(name or "T5 in JAX", maps, shapes, fingerprint, model.shared_parameters, holds)
 
 
 def _array(array: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from loralab.config.generation import TOKENS_PER_BATCH, Decoding, decoding_of, refuse_one_text, uniforms, until
-from loralab.data.stop_sequences import cut
+from loralab.data.stop_sequences import truncate_at_stop
 from loralab.errors import UserError
 from loralab.on_jax.generation.beam_search import beam_search
 from loralab.on_jax.generation.decode import decode
@@ -119,4 +119,4 @@ def generate(
         )
     answers = generate_ids(model, params, [tokenizer(text).input_ids for text in texts], decoding)
     written = tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
-    return [cut(str(text), decoding.stop) for text in written]
+    return [truncate_at_stop(str(text), decoding.stop) for text in written]

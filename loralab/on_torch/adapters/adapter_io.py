@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from loralab.adapters import compatibility as fits
-from loralab.adapters import files
-from loralab.adapters.compatibility import Base
+from loralab.adapters import compatibility, files
+from loralab.adapters.compatibility import BaseDescription
 from loralab.adapters.files import AdapterFiles
 from loralab.errors import AdapterError
 from loralab.on_torch.adapters.attach import Adapter, attachment_for, install
@@ -33,7 +32,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
         AdapterError: the adapter was trained on another base; it has too many or too few tensors for this one; a shape does not fit.
     """
     attachment = attachment_for(model, name)
-    stored = check_fits(model, folder)
+    stored = read_compatible(model, folder)
     adapter = install(model, attachment, stored.spec, name, list(stored.updates), list(stored.tuned))
     fill_from(adapter, stored)
     adapter.card = {key: value for key, value in stored.card.items() if key not in ("format", "base")}
@@ -43,10 +42,10 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     return adapter
 
 
-def check_fits(model: nn.Module, folder: str | Path) -> AdapterFiles:
+def read_compatible(model: nn.Module, folder: str | Path) -> AdapterFiles:
     """An adapter from disk, if it fits this model; raises AdapterError where it does not."""
     modules, parameters = plain_modules(model), base_parameters(model)
-    base = Base(
+    base = BaseDescription(
         name=str(getattr(model, "name_or_path", "") or type(model).__name__),
         maps={m.name: dense_shape(modules[m.name]) for m in describe_modules(model, modules) if m.wrappable},
         parameters={name: tuple(in_files(model, name, weight).shape) for name, weight in parameters.items()},
@@ -54,7 +53,7 @@ def check_fits(model: nn.Module, folder: str | Path) -> AdapterFiles:
         shared=shared_parameters(model, modules),
         holds=lambda name, values: _holds(in_files(model, name, parameters[name]), torch.from_numpy(values.copy())),
     )
-    return fits.fitted(files.read(folder), base, folder)
+    return compatibility.check_compatibility(files.read(folder), base, folder)
 
 
 def _holds(weight: Tensor, values: Tensor) -> bool:
@@ -70,7 +69,7 @@ def continue_from(adapter: Adapter, model: nn.Module, folder: Path) -> None:
     Raises:
         AdapterError: the one on disk was trained on another base, or adapts other modules, or with another rank or scale.
     """
-    stored = check_fits(model, folder)
+    stored = read_compatible(model, folder)
     here = set(adapter.updates) if stored.updates else set()
     odd = sorted((here ^ set(stored.updates)) | (set(stored.tuned) - set(adapter.tuned)))
     if odd:

@@ -32,13 +32,13 @@ from loralab.on_torch.adapters.base import (
     follow,
     in_files,
     is_turned,
-    packing,
     plain_modules,
+    quantization_of,
     shared_parameters,
     size,
 )
 from loralab.on_torch.adapters.describe import adapter_table
-from loralab.on_torch.adapters.lora import Adapted, DropoutMasks, Update, wrap
+from loralab.on_torch.adapters.lora import AdaptedModule, DropoutMasks, LoRAWeights, wrap
 from loralab.on_torch.adapters.selection import selected, trained_whole
 from loralab.on_torch.ops.linear import LINEAR, dense_weight, is_transposed, write_dense_weight
 
@@ -48,7 +48,7 @@ class Attachment:
     """What loralab keeps on a model: its adapters, the modules that it wrapped, and the base parameters that adapters replace."""
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    wrapped: dict[str, Adapted] = field(default_factory=dict)
+    wrapped: dict[str, AdaptedModule] = field(default_factory=dict)
     masks: dict[str, DropoutMasks] = field(default_factory=dict)
     originals: dict[str, nn.Parameter] = field(default_factory=dict)
     active: str | None = None
@@ -96,7 +96,7 @@ def install(
         setattr(model, ATTRIBUTE, attachment)
     for target in targets:
         adapted = attachment.wrapped.get(target) or _wrap(model, attachment, target)
-        adapted.updates[name] = Update(spec, target, adapted.base)
+        adapted.updates[name] = LoRAWeights(spec, target, adapted.base)
     tuned = {parameter: nn.Parameter(base[parameter].detach().clone()) for parameter in tuned_names}
     attachment.originals |= {parameter: base[parameter] for parameter in tuned_names}
     updates = {target: _update(attachment.wrapped[target], name) for target in targets}
@@ -105,7 +105,7 @@ def install(
     return adapter
 
 
-def _wrap(model: nn.Module, attachment: Attachment, target: str) -> Adapted:
+def _wrap(model: nn.Module, attachment: Attachment, target: str) -> AdaptedModule:
     base, parent = model.get_submodule(target), target.rpartition(".")[0]
     adapted = wrap(base, attachment.masks.setdefault(parent, DropoutMasks())).train(base.training)
     model.set_submodule(target, adapted)
@@ -113,9 +113,9 @@ def _wrap(model: nn.Module, attachment: Attachment, target: str) -> Adapted:
     return adapted
 
 
-def _update(adapted: Adapted, name: str) -> Update:
+def _update(adapted: AdaptedModule, name: str) -> LoRAWeights:
     update = adapted.updates[name]
-    assert isinstance(update, Update)
+    assert isinstance(update, LoRAWeights)
     return update
 
 
@@ -136,7 +136,12 @@ class Adapter:
     """One adapter on one model. `print(adapter)` shows what it adapts."""
 
     def __init__(
-        self, model: nn.Module, spec: LoRASpec, name: str, updates: dict[str, Update], tuned: dict[str, nn.Parameter]
+        self,
+        model: nn.Module,
+        spec: LoRASpec,
+        name: str,
+        updates: dict[str, LoRAWeights],
+        tuned: dict[str, nn.Parameter],
     ) -> None:
         self.model, self.spec, self.name = model, spec, name
         self.updates, self.tuned = updates, tuned
@@ -179,7 +184,7 @@ class Adapter:
         """
         self._attachment()
         self._check_finite()
-        if packing(self.model) is not None:
+        if quantization_of(self.model) is not None:
             held = next(self.model.parameters())
             return self._onto(self.model.original(held.dtype, held.device)).merge()  # type: ignore[operator]
         model = copy.deepcopy(self.model)
@@ -237,7 +242,7 @@ class Adapter:
     def _about_base(self) -> dict[str, Any]:
         """How it is stored, and the fingerprint of what the adapter does not replace: a classifier's head may be random in the base."""
         own = [name for name in base_shapes(self.model) if name not in self.tuned]
-        return {"quantize": packing(self.model), "fingerprint": fingerprint(self.model, own)}
+        return {"quantize": quantization_of(self.model), "fingerprint": fingerprint(self.model, own)}
 
     def __str__(self) -> str:
         linear = sum(isinstance(module, LINEAR) for module in plain_modules(self.model).values())

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from loralab.adapters.fingerprint import Fingerprint, take
 from loralab.adapters.target_modules import Module
-from loralab.on_torch.adapters.lora import Adapted
+from loralab.on_torch.adapters.lora import AdaptedModule
 from loralab.on_torch.models.heads import head_modules
-from loralab.on_torch.ops.linear import LINEAR, WRAPPABLE, PackedLinear
+from loralab.on_torch.ops.linear import LINEAR, WRAPPABLE, QuantizedLinear
 
 ATTRIBUTE = "_loralab"  # of a model: what is attached to it
 
@@ -25,7 +25,7 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     for name, module in model.named_modules():
         if name.startswith(inside):
             continue
-        if isinstance(module, Adapted):
+        if isinstance(module, AdaptedModule):
             inside = (*inside, name + ".")
             module = module.base
         modules[name] = module
@@ -57,29 +57,29 @@ def follow(parameter: nn.Parameter, standing: Tensor) -> nn.Parameter:
     return parameter
 
 
-def packed_modules(model: nn.Module) -> dict[str, PackedLinear]:
+def quantized_modules(model: nn.Module) -> dict[str, QuantizedLinear]:
     """The base's packed linear maps by name."""
-    return {name: module for name, module in plain_modules(model).items() if isinstance(module, PackedLinear)}
+    return {name: module for name, module in plain_modules(model).items() if isinstance(module, QuantizedLinear)}
 
 
-def packing(model: nn.Module) -> str | None:
+def quantization_of(model: nn.Module) -> str | None:
     """What the base's linear maps are packed as; None where they are not."""
-    return next((module.kind for module in packed_modules(model).values()), None)
+    return next((module.kind for module in quantized_modules(model).values()), None)
 
 
 def storage_in_words(model: nn.Module) -> str:
     """How many of the linear maps are packed, and what that spares; "" where none is."""
-    packed = packed_modules(model)
+    packed = quantized_modules(model)
     if not packed:
         return ""
     saved = sum(2 * m.in_features * m.out_features - sum(b.nbytes for b in m.buffers()) for m in packed.values())
-    return f"{len(packed)} linear maps are stored as {packing(model)}, which takes {saved / 1e9:.2g} GB less than bfloat16."
+    return f"{len(packed)} linear maps are stored as {quantization_of(model)}, which takes {saved / 1e9:.2g} GB less than bfloat16."
 
 
 def size(model: nn.Module) -> int:
     """How many numbers the base holds, packed or not."""
     held = {id(parameter): parameter.numel() for parameter in base_parameters(model).values()}
-    return sum(held.values()) + sum(m.out_features * m.in_features for m in packed_modules(model).values())
+    return sum(held.values()) + sum(m.out_features * m.in_features for m in quantized_modules(model).values())
 
 
 def model_type(model: nn.Module) -> str:
@@ -107,14 +107,14 @@ def in_files(model: nn.Module, name: str, weight: Tensor) -> Tensor:
 def base_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of the base's weights, as its files have them."""
     shapes = {name: tuple(parameter.shape) for name, parameter in base_parameters(model).items()}
-    shapes |= {f"{name}.weight".lstrip("."): module.base_shape for name, module in packed_modules(model).items()}
+    shapes |= {f"{name}.weight".lstrip("."): module.base_shape for name, module in quantized_modules(model).items()}
     shapes = {name: shape[::-1] if is_turned(model, name) else shape for name, shape in shapes.items()}
     return shapes | {alias: shapes[name] for alias, name in getattr(model, "aliases", {}).items()}
 
 
 def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> Fingerprint:
     """The fingerprint of the model's base; of the weights of these names alone, as far as the base has them."""
-    shapes, parameters, packed = base_shapes(model), base_parameters(model), packed_modules(model)
+    shapes, parameters, packed = base_shapes(model), base_parameters(model), quantized_modules(model)
     aliases: dict[str, str] = getattr(model, "aliases", {})
     if names is not None:
         shapes = {name: shapes[name] for name in names if name in shapes}

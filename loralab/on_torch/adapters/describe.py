@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from torch import nn
 
 from loralab.config.lora import LoRASpec
-from loralab.on_torch.adapters.lora import Update
+from loralab.on_torch.adapters.lora import LoRAWeights
 
 
 def adapter_table(
     spec: LoRASpec,
-    updates: Mapping[str, Update],
+    updates: Mapping[str, LoRAWeights],
     tuned: Mapping[str, nn.Parameter],
     linear: int,
     trainable: int,
@@ -24,7 +24,7 @@ def adapter_table(
     Args:
         linear: how many linear modules the model has.
     """
-    groups: dict[tuple[str, str, int, str], list[Update]] = {}
+    groups: dict[tuple[str, str, int, str], list[LoRAWeights]] = {}
     for name, update in updates.items():
         shape, alpha = f"{update.B.shape[0]}x{update.A.shape[1]}", _number(spec.alpha_of(name))
         groups.setdefault((_pattern(name), shape, update.rank, alpha), []).append(update)

@@ -29,7 +29,7 @@ FEW = 32
 """Rows that are cast to the factors' fp32 on a CPU. Such small products are PyTorch's own: to start oneDNN takes longer."""
 
 
-class Update(nn.Module):
+class LoRAWeights(nn.Module):
     """One adapter's part in one linear map: A, B, DoRA's magnitudes, and how they are scaled."""
 
     def __init__(self, spec: LoRASpec, name: str, base: nn.Module) -> None:
@@ -110,7 +110,7 @@ class DropoutMasks:
         self._input: weakref.ref[Tensor] | None = None
         self._rate, self._mask, self._takers = 0.0, torch.empty(0), set[int]()
 
-    def draw(self, x: Tensor, updates: Sequence[Update]) -> Tensor:
+    def draw(self, x: Tensor, updates: Sequence[LoRAWeights]) -> Tensor:
         """Ones and zeros like x. Each update takes one mask once: a second pass over the same input draws anew."""
         rate, takers = updates[0].dropout, {id(update) for update in updates}
         known = self._input is not None and self._input() is x and self._rate == rate
@@ -124,7 +124,7 @@ class DropoutMasks:
         return DropoutMasks, ()  # a copy starts empty: masks belong to one forward pass
 
 
-class Adapted(nn.Module):
+class AdaptedModule(nn.Module):
     """A frozen module with the updates of several named adapters, of which one or none is active."""
 
     base: nn.Module
@@ -147,23 +147,23 @@ class Adapted(nn.Module):
         """The base's own bias."""
         return getattr(self.base, "bias", None)
 
-    def update(self) -> Update | None:
+    def update(self) -> LoRAWeights | None:
         """The active update."""
         if self.active is None:
             return None
         update = self.updates[self.active]
-        assert isinstance(update, Update)
+        assert isinstance(update, LoRAWeights)
         return update
 
 
-class AdaptedLinear(Adapted):
+class AdaptedLinear(AdaptedModule):
     """Linear or Conv1D with LoRA."""
 
     def forward(self, x: Tensor) -> Tensor:
         update = self.update()
         if update is None:
             return self.base(x)
-        return self._add(x, update, down(x, [update], self.masks, self.training))
+        return self._add(x, update, project_down(x, [update], self.masks, self.training))
 
     def project_together(self, x: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
         """What each of the modules gives for x; those of them that are adapted meet x in one low-rank product."""
@@ -171,7 +171,7 @@ class AdaptedLinear(Adapted):
         updates = [update for each in adapted if (update := each.update()) is not None]
         if len(updates) < 2 or (self.training and updates[0].dropout and not updates[0].shared_dropout):
             return [each(x) for each in linears]
-        small = down(x, updates, self.masks, self.training)
+        small = project_down(x, updates, self.masks, self.training)
         parts = dict(zip(updates, small.split([update.rank for update in updates], dim=-1), strict=True))
         outputs: list[Tensor] = []
         for each in linears:
@@ -181,7 +181,7 @@ class AdaptedLinear(Adapted):
                 outputs.append(each(x))
         return outputs
 
-    def _add(self, x: Tensor, update: Update, small: Tensor) -> Tensor:
+    def _add(self, x: Tensor, update: LoRAWeights, small: Tensor) -> Tensor:
         """The base's product and the update's, from its rank-sized half."""
         y = self.base(x)
         y = y + linear(small, update.B.to(small.dtype)).to(y.dtype)
@@ -191,7 +191,7 @@ class AdaptedLinear(Adapted):
         return y * stretch if self.bias is None else (y - self.bias) * stretch + self.bias
 
 
-def down(x: Tensor, updates: Sequence[Update], masks: DropoutMasks, training: bool) -> Tensor:
+def project_down(x: Tensor, updates: Sequence[LoRAWeights], masks: DropoutMasks, training: bool) -> Tensor:
     """s · drop(x) Aᵀ for one update, or for several side by side, [..., sum of their ranks]; of few rows in fp32."""
     rate = updates[0].dropout if training else 0.0
     if not rate and _few(x):
@@ -208,7 +208,7 @@ def _few(x: Tensor) -> bool:
     return not torch.is_grad_enabled() and x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1]
 
 
-class AdaptedEmbedding(Adapted):
+class AdaptedEmbedding(AdaptedModule):
     """Embedding with LoRA: a row of A per token, no dropout."""
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -221,6 +221,6 @@ class AdaptedEmbedding(Adapted):
         return y if update.magnitude is None else y * update.stretch(dense_weight(self.base)).to(y.dtype)
 
 
-def wrap(base: nn.Module, masks: DropoutMasks) -> Adapted:
+def wrap(base: nn.Module, masks: DropoutMasks) -> AdaptedModule:
     """The adapted module that fits this base."""
     return AdaptedLinear(base, masks) if isinstance(base, LINEAR) else AdaptedEmbedding(base, masks)

@@ -10,7 +10,7 @@ from loralab.config.lora import LoRASpec
 from loralab.errors import TargetError
 from loralab.models import ATTENTION_RULES, DEFAULT_RULES
 from loralab.on_torch.adapters.base import describe_modules, model_type
-from loralab.on_torch.ops.linear import WRAPPABLE, PackedLinear
+from loralab.on_torch.ops.linear import WRAPPABLE, QuantizedLinear
 
 
 def selected(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) -> list[str]:
@@ -56,7 +56,7 @@ def _refuse_packed(modules: dict[str, nn.Module], roots: list[str]) -> None:
     """Packed weights cannot be trained."""
     inside = tuple(f"{root}." for root in roots)
     for name, module in modules.items():
-        if isinstance(module, PackedLinear) and f"{name}.".startswith(inside):
+        if isinstance(module, QuantizedLinear) and f"{name}.".startswith(inside):
             raise TargetError(
                 f"modules_to_save trains {name!r} whole, which is stored as {module.kind} and cannot be. "
                 "Leave it as it is with quantize_except, or give it LoRA."

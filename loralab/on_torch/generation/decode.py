@@ -21,7 +21,7 @@ from loralab.on_torch.models.t5 import T5
 LEAVING = 8  # one in so many rows of a batch must have ended before they leave
 
 
-class Memory(Protocol):
+class DecoderState(Protocol):
     """What a model keeps of a batch of B sources between tokens, each with M hypotheses: N = B · M of them.
 
     `context`: [B, C], what counts as written before the first token: a start token, or the prompt. The first step is
@@ -40,7 +40,7 @@ class Memory(Protocol):
         """Puts at each place the hypothesis of this number, [N]; they are of the same source."""
 
 
-def begin(model: T5 | GPT2, input_ids: Tensor, attention_mask: Tensor, max_length: int, beams: int = 1) -> Memory:
+def begin(model: T5 | GPT2, input_ids: Tensor, attention_mask: Tensor, max_length: int, beams: int = 1) -> DecoderState:
     """Reads the sources [B, S], after which up to `max_length` tokens can be written."""
     if isinstance(model, T5):
         return t5_decoding.start(model, input_ids, attention_mask, max_length, beams)

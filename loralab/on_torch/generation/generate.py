@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from loralab.config.generation import TOKENS_PER_BATCH, Decoding, decoding_of, refuse_one_text
-from loralab.data.stop_sequences import Stops, cut
+from loralab.data.stop_sequences import Stops, truncate_at_stop
 from loralab.errors import UserError
 from loralab.on_torch.generation.beam_search import beam_search
 from loralab.on_torch.generation.decode import decode
 from loralab.on_torch.generation.transformers_generate import transformers_decode
 from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
-from loralab.on_torch.ops.onednn_linear import laid_out
+from loralab.on_torch.ops.onednn_linear import prepacked_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,12 +42,12 @@ def generate_ids(
         stops: texts with which an answer ends; it keeps the token that completes one.
     """
     assert on_token is None or (len(sources) == 1 and decoding.beams == 1)
-    check_room(model, sources, decoding)
+    check_generation_length(model, sources, decoding)
     was_training = model.training
     model.eval()
     answers: list[list[int]] = [[] for _ in sources]
     order = sorted(range(len(sources)), key=lambda row: len(sources[row]), reverse=True)
-    with laid_out(model):
+    with prepacked_weights(model):
         while order:
             room = len(sources[order[0]]) + decoding.beams * decoding.max_new_tokens
             count = max(1, TOKENS_PER_BATCH // room)
@@ -60,7 +60,7 @@ def generate_ids(
     return answers
 
 
-def check_room(model: nn.Module, sources: Sequence[Sequence[int]], decoding: Decoding) -> None:
+def check_generation_length(model: nn.Module, sources: Sequence[Sequence[int]], decoding: Decoding) -> None:
     """Raises UserError where a source has no tokens, or our GPT-2 has fewer positions than a source and its answer may need."""
     for number, source in enumerate(sources, 1):
         if not source:
@@ -149,7 +149,7 @@ def generate(
     stops = Stops(tokenizer, decoding.stop) if decoding.stop else None
     answers = generate_ids(model, sources, decoding, tokenizer.pad_token_id or 0, stops=stops)
     written = tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
-    return [cut(str(text), decoding.stop) for text in written]
+    return [truncate_at_stop(str(text), decoding.stop) for text in written]
 
 
 def _start(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

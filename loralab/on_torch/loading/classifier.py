@@ -22,7 +22,7 @@ from loralab.models.pretrained import from_pretrained
 from loralab.on_torch.loading.load import quiet_transformers
 from loralab.on_torch.models.heads import head_parameters
 from loralab.on_torch.ops.onednn_linear import by_onednn
-from loralab.on_torch.quantization.quantize import Quantization, packed
+from loralab.on_torch.quantization.quantize import Quantization, load_quantized
 from loralab.on_torch.training.loss import log_probabilities, smoothed
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def load_classifier(
             model, lacks[:] = load_classifier(folder, labels, keep_head, dtype, device, seed)
             return model
 
-        return packed(load, dtype, device, how), lacks
+        return load_quantized(load, dtype, device, how), lacks
     weight_files(folder)
     names = dict(enumerate(labels.names))
     torch.manual_seed(seed)

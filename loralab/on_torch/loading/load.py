@@ -38,12 +38,12 @@ from loralab.models.checkpoint_files import (
 )
 from loralab.models.pretrained import from_pretrained, refuse_code
 from loralab.models.t5 import drop_copies, parse_config
-from loralab.on_torch.adapters.base import packing
+from loralab.on_torch.adapters.base import quantization_of
 from loralab.on_torch.loading.device import choose_device, choose_dtype
 from loralab.on_torch.models.gpt2 import GPT2, drop_tied_head, from_files, to_files
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.ops.onednn_linear import by_onednn
-from loralab.on_torch.quantization.quantize import Quantization, packed, quantization
+from loralab.on_torch.quantization.quantize import Quantization, load_quantized, quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ def load_weights(
     weight_files(folder)
     if how is not None:
         assert dtype is not None, "a packed base needs a dtype to compute in"
-        return packed(partial(load_weights, folder), dtype, device, how)
+        return load_quantized(partial(load_weights, folder), dtype, device, how)
     config = read_config(folder)
     if config.get("model_type") == "t5" and "T5ForConditionalGeneration" in config.get(
         "architectures", ["T5ForConditionalGeneration"]
@@ -216,7 +216,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 def save_model(model: nn.Module, folder: Path, source: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Writes the model in Hugging Face's layout. Our own families take config.json from `source`, the folder that they were read from."""
-    assert packing(model) is None, "what is written is a plain model"
+    assert quantization_of(model) is None, "what is written is a plain model"
     with whole_folder(folder) as part:
         _write_model(model, part, source)
         if tokenizer is not None:

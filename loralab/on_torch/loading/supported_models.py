@@ -30,7 +30,7 @@ REASONS = {
 }
 
 
-def check_kind(folder: Path, classify: bool = False) -> None:
+def check_supported(folder: Path, classify: bool = False) -> None:
     """Raises ModelError where the folder's architecture is no language model that writes; says which one would be.
 
     Args:

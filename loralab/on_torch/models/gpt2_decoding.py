@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loralab.on_torch.models.gpt2 import GPT2, beside_padding
-from loralab.on_torch.models.kv_cache import KeysValues, hide_end, hypotheses_of
+from loralab.on_torch.models.kv_cache import KVCache, hide_end, hypotheses_of
 from loralab.on_torch.ops.attention import attention
 
 
@@ -35,13 +35,13 @@ class Cache:
         bias_B11P = torch.zeros_like(real_BS[:, :-1], dtype=model.dtype).masked_fill(~real_BS[:, :-1], least)
         self.bias: Tensor | None = bias_B11P[:, None, None] if hides else None
         """What hides padding: [B, 1, 1, P]."""
-        self.shared: list[KeysValues] = []
-        self.own: list[KeysValues] = []
+        self.shared: list[KVCache] = []
+        self.own: list[KVCache] = []
         for k_BHPE, v_BHPE in prompts:
             if beams > 1:
-                self.shared.append(KeysValues(k_BHPE, v_BHPE, grows=False))
+                self.shared.append(KVCache(k_BHPE, v_BHPE, grows=False))
                 k_BHPE, v_BHPE = _none(k_BHPE, beams), _none(v_BHPE, beams)
-            self.own.append(KeysValues(k_BHPE, v_BHPE))
+            self.own.append(KVCache(k_BHPE, v_BHPE))
 
     def next_logits(self, tokens_N: Tensor) -> Tensor:
         """Logits [N, V] in fp32 of the token after these."""
@@ -85,9 +85,7 @@ class Cache:
             each.reorder(hypotheses)
 
 
-def beside_prompt(
-    q_NH1E: Tensor, prompt: KeysValues, own: KeysValues, bias_B11P: Tensor | None, bias_111R: Tensor
-) -> Tensor:
+def beside_prompt(q_NH1E: Tensor, prompt: KVCache, own: KVCache, bias_B11P: Tensor | None, bias_111R: Tensor) -> Tensor:
     """[N, H, 1, E]: attention of scaled queries over their prompt and what each wrote itself."""
     on_prompt_BHMP = prompt.scores(_by_prompt(q_NH1E, len(prompt.values)))
     if bias_B11P is not None:

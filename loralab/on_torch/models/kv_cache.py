@@ -24,13 +24,13 @@ BAGS = platform.machine().lower() in ("x86_64", "amd64")
 """Whether bags are fast here."""
 
 
-class KeysValues:
+class KVCache:
     """Keys [N, H, E, R] and values [N, H, R, E], zero beyond the first `length` positions."""
 
     def __init__(self, k_NHLE: Tensor, v_NHLE: Tensor, grows: bool = True) -> None:
         """Those that do not grow have no room for more."""
         self.length = k_NHLE.shape[2]
-        positions = room(self.length + 1) if grows else self.length
+        positions = capacity(self.length + 1) if grows else self.length
         self.keys = _widened(k_NHLE.transpose(-1, -2), 3, positions)
         self.values = _widened(v_NHLE, 2, positions)
         self.spare: tuple[Tensor, Tensor] | None = None
@@ -38,7 +38,7 @@ class KeysValues:
     def append(self, k_NH1E: Tensor, v_NH1E: Tensor) -> None:
         """Takes in one position."""
         if self.length == self.values.shape[2]:
-            positions = room(self.length + 1)
+            positions = capacity(self.length + 1)
             self.keys, self.values = _widened(self.keys, 3, positions), _widened(self.values, 2, positions)
         self.keys[..., self.length] = k_NH1E[:, :, 0]
         self.values[:, :, self.length] = v_NH1E[:, :, 0]
@@ -125,7 +125,7 @@ def hypotheses_of(sources: Tensor, of: int, beams: int) -> Tensor:
     return torch.arange(of, device=sources.device).view(-1, beams)[sources].flatten()
 
 
-def room(length: int) -> int:
+def capacity(length: int) -> int:
     """Positions that there is room for when so many are written, or one fewer."""
     return -(-length // MORE) * MORE
 
@@ -133,4 +133,4 @@ def room(length: int) -> int:
 def hide_end(bias_L: Tensor) -> Tensor:
     """What is added to the scores of positions, [.., L], widened to their room, whose end is hidden: [.., R]."""
     length = bias_L.shape[-1]
-    return F.pad(bias_L, (0, room(length) - length), value=torch.finfo(bias_L.dtype).min)
+    return F.pad(bias_L, (0, capacity(length) - length), value=torch.finfo(bias_L.dtype).min)

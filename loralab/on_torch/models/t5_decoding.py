@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loralab.on_torch.models.kv_cache import KeysValues, hide_end, hypotheses_of
+from loralab.on_torch.models.kv_cache import KVCache, hide_end, hypotheses_of
 from loralab.on_torch.models.t5 import T5
 
 
@@ -23,7 +23,7 @@ class Cache:
     def __init__(
         self,
         model: T5,
-        cross: list[KeysValues],
+        cross: list[KVCache],
         cross_bias_B11S: Tensor | None,
         bias_1H1L: Tensor,
         beams: int,
@@ -36,7 +36,7 @@ class Cache:
         sources, heads, _, size = cross[0].values.shape
         self.cross, self.cross_bias_B11S, self.bias_1H1L, self.beams = cross, cross_bias_B11S, bias_1H1L, beams
         nothing = cross[0].values.new_empty(sources * beams, heads, 0, size)
-        self.own = [KeysValues(nothing, nothing) for _ in cross]
+        self.own = [KVCache(nothing, nothing) for _ in cross]
 
     def next_logits(self, tokens_N: Tensor) -> Tensor:
         """Logits [N, V] in fp32 of the token after these."""
@@ -67,7 +67,7 @@ def start(model: T5, input_ids: Tensor, attention_mask: Tensor | None, max_lengt
     """Reads the source once and returns the cache from which up to `max_length` tokens can be generated."""
     encoded_BSD, bias_B11S = model.encode(input_ids, attention_mask)
     pairs = (layer.EncDecAttention.keys_values(encoded_BSD) for _, layer, _ in model.decoder.layers())
-    cross = [KeysValues(k_BHSE, v_BHSE, grows=False) for k_BHSE, v_BHSE in pairs]
+    cross = [KVCache(k_BHSE, v_BHSE, grows=False) for k_BHSE, v_BHSE in pairs]
     positions = torch.arange(max_length, device=input_ids.device)
     return Cache(model, cross, bias_B11S, model.decoder.position_bias(positions[-1:], positions), beams)
 

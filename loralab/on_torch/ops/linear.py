@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 PART = 2**20  # weights that are unpacked at a time: together with their product they stay in a CPU's cache
 
 
-class PackedLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """y = x Wᵀ + b with a frozen W in fewer bits. `part` unpacks; products are in the dtype of x, weights alone are rounded.
 
     Attributes:
@@ -58,7 +58,7 @@ class PackedLinear(nn.Module):
         return shape[::-1] if self.transposed else shape
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = PackedProduct.apply(x, self)
+        y: Tensor = QuantizedProduct.apply(x, self)
         return y if self.bias is None else y + self.bias
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
@@ -74,11 +74,11 @@ class PackedLinear(nn.Module):
         return f"{self.kind}, {self.in_features} -> {self.out_features}, bias={self.bias is not None}"
 
 
-class PackedProduct(torch.autograd.Function):
+class QuantizedProduct(torch.autograd.Function):
     """x Wᵀ, and its gradient g W, a part of W at a time. Nothing is kept for the backward pass but the packed weights themselves."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: PackedLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, packed: QuantizedLinear) -> Tensor:
         ctx.packed = packed
         x_NI = x.reshape(-1, packed.in_features)
         y_NO = x.new_empty(len(x_NI), packed.out_features)
@@ -117,14 +117,14 @@ dense_weight.register(nn.Embedding, lambda module: module.weight.T)
 
 
 @dense_weight.register
-def _(module: PackedLinear) -> Tensor:
+def _(module: QuantizedLinear) -> Tensor:
     """In fp32: exactly what the packed weights stand for."""
     return module.part(slice(0, module.out_features), slice(0, module.in_features), torch.float32)
 
 
 def dense_shape(module: nn.Module) -> tuple[int, int]:
     """[out, in], without unpacking."""
-    if isinstance(module, PackedLinear):
+    if isinstance(module, QuantizedLinear):
         return module.out_features, module.in_features
     outputs, inputs = dense_weight(module).shape
     return outputs, inputs
@@ -132,17 +132,19 @@ def dense_shape(module: nn.Module) -> tuple[int, int]:
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether it is a linear map whose matrix is stored as [in, out]."""
-    return isinstance(module, Conv1D) or (isinstance(module, PackedLinear) and module.transposed)
+    return isinstance(module, Conv1D) or (isinstance(module, QuantizedLinear) and module.transposed)
 
 
-LINEAR = (nn.Linear, Conv1D, PackedLinear)
+LINEAR = (nn.Linear, Conv1D, QuantizedLinear)
 WRAPPABLE = (*LINEAR, nn.Embedding)
 
 
 @torch.no_grad()
 def write_dense_weight(module: nn.Module, weight_OI: Tensor) -> None:
     """Overwrites the module's matrix with W [out, in], rounded to the module's dtype."""
-    assert not isinstance(module, PackedLinear), "an update is merged into the original weights, not into packed ones"
+    assert not isinstance(module, QuantizedLinear), (
+        "an update is merged into the original weights, not into packed ones"
+    )
     dense_weight(module).copy_(weight_OI)
 
 

@@ -2,7 +2,7 @@
 
 PyTorch gives products in fp32 to MKL, which takes two to three times as long as oneDNN on AMD's processors; so here oneDNN
 has them, forwards and backwards. Products in bf16 go to oneDNN in any case, but their weights are laid out
-anew every time: a loss for the few rows of a step of generation, before which they are laid out once (`laid_out`). On GPUs,
+anew every time: a loss for the few rows of a step of generation, before which they are laid out once (`prepacked_weights`). On GPUs,
 in other dtypes, under autocast and with torch.backends.mkldnn off all is as in PyTorch.
 
 Both operations are private to PyTorch, and oneDNN's bf16 needs a processor with AVX-512 or newer: they are tried before
@@ -35,7 +35,7 @@ class Linear(nn.Linear):
     """nn.Linear, multiplying by `linear`."""
 
     layout: Tensor | None = None
-    """The weight as oneDNN reads it fastest, while `laid_out` holds; of use where nothing is differentiated."""
+    """The weight as oneDNN reads it fastest, while `prepacked_weights` holds; of use where nothing is differentiated."""
 
     def forward(self, x: Tensor) -> Tensor:
         return times(x, self, self.bias)
@@ -63,11 +63,11 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
     if not _is_onednns(x, weight_OI):
         return F.linear(x, weight_OI, bias_O)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight_OI, bias_O)):
-        return Product.apply(x, weight_OI, bias_O)
+        return OneDNNProduct.apply(x, weight_OI, bias_O)
     return _onednn(x, weight_OI, bias_O)
 
 
-class Product(torch.autograd.Function):
+class OneDNNProduct(torch.autograd.Function):
     """`linear`, differentiated once. Keeps x only where W learns, and W only where x has a gradient."""
 
     @staticmethod
@@ -160,7 +160,7 @@ LAID_OUT = Probe("oneDNN's product with weights laid out once (mkldnn._reorder_l
 
 
 @contextmanager
-def laid_out(model: nn.Module) -> Iterator[None]:
+def prepacked_weights(model: nn.Module) -> Iterator[None]:
     """Lays out the weights of every Linear, and of the embedding that is also the output head, while it holds.
 
     They are there twice meanwhile, and must not change. Nothing happens to models of more than TWICE_AT_MOST bytes, nor

@@ -22,11 +22,11 @@ from loralab.on_torch.models.heads import head_parameters
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.ops.onednn_linear import by_onednn
 from loralab.on_torch.profiling.meter import Meter
-from loralab.on_torch.quantization.quantize import quantization, settle
+from loralab.on_torch.quantization.quantize import load_settled, quantization
 from loralab.on_torch.training.forward import token_losses
-from loralab.on_torch.training.frozen_prefix import UnderHead, encoder_of
+from loralab.on_torch.training.frozen_prefix import FrozenEncoder, encoder_of
 from loralab.on_torch.training.optimizer import Optimizer
-from loralab.on_torch.training.set_trainable import prepare
+from loralab.on_torch.training.set_trainable import set_trainable
 
 NARROW = 0.02  # random weights lie within so much of zero: nothing overflows, and no denormal number slows a step down
 
@@ -54,9 +54,9 @@ def measure(recipe: Recipe, base: Base, run: Run, shape: Shape, place: str, dtyp
     device = torch.device(place)
     model = random_model(base, getattr(torch, dtype), device)
     if how := quantization(run.quantize, recipe.model.quantize_except if run.quantize else ()):
-        model = settle(model, getattr(torch, dtype), device, how)
+        model = load_settled(model, getattr(torch, dtype), device, how)
     fresh = [] if base.brings_head else head_parameters(model)
-    model, adapter = prepare(model, recipe, None, None, fresh)
+    model, adapter = set_trainable(model, recipe, None, None, fresh)
     parameters = adapter.parameters() if adapter else [p for p in model.parameters() if p.requires_grad]
     optimizer = Optimizer(parameters, [], recipe.optimizer)
     loss = _loss(model, recipe, shape, device)
@@ -127,7 +127,7 @@ def _loss(model: nn.Module, recipe: Recipe, shape: Shape, device: torch.device) 
     classifies = recipe.data.label is not None
     batch = _Batch(int(model.config.vocab_size), shape, classifies, device)  # type: ignore[union-attr, arg-type]
     if recipe.training.method == "head" and not recipe.training.frozen_dropout:
-        cut, weight = UnderHead(model), next(encoder_of(model).parameters())
+        cut, weight = FrozenEncoder(model), next(encoder_of(model).parameters())
         states = torch.zeros(shape.rows, 1, cut.width, dtype=weight.dtype, device=device)
 
         def of_head() -> Tensor:

@@ -18,7 +18,7 @@ from loralab.on_torch.loading.load import quiet_transformers
 from loralab.on_torch.models.heads import head_parameters
 from loralab.on_torch.profiling.meter import Meter
 from loralab.on_torch.training import loss
-from loralab.on_torch.training.set_trainable import prepare
+from loralab.on_torch.training.set_trainable import set_trainable
 
 META = torch.device("meta")
 
@@ -58,7 +58,7 @@ def trace(recipe: Recipe, file: Path, rows: int, lengths: tuple[int, int], dtype
     model = model.to(getattr(torch, dtype))
     fresh = head_parameters(model) if labels is not None else []
     total, linear = sum(p.numel() for p in model.parameters()), _linear(model)
-    model, adapter = prepare(model, recipe, None, None, fresh)
+    model, adapter = set_trainable(model, recipe, None, None, fresh)
     trained = adapter.parameters() if adapter else [p for p in model.parameters() if p.requires_grad]
     total = adapter.total if adapter else total
     weights = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -25,8 +25,8 @@ from loralab import errors
 from loralab.adapters.fingerprint import sampled_positions, spread
 from loralab.adapters.target_modules import resolve
 from loralab.errors import MissingExtra, ModelError
-from loralab.on_torch.adapters.base import describe_modules, is_turned, packing, plain_modules
-from loralab.on_torch.ops.linear import PackedLinear, dense_weight
+from loralab.on_torch.adapters.base import describe_modules, is_turned, plain_modules, quantization_of
+from loralab.on_torch.ops.linear import QuantizedLinear, dense_weight
 from loralab.on_torch.ops.onednn_linear import Linear
 from loralab.on_torch.quantization.nf4 import BLOCK, NF4, unpack
 
@@ -58,7 +58,7 @@ def quantization(kind: str | None, but: Sequence[str]) -> Quantization | None:
     return None if kind is None else Quantization(kind, tuple(but))
 
 
-class Int8Linear(PackedLinear):
+class Int8Linear(QuantizedLinear):
     """8 bits a weight."""
 
     kind = "int8"
@@ -74,7 +74,7 @@ class Int8Linear(PackedLinear):
         return self.codes[rows, columns].float().mul_(self.scales[rows, None]).to(dtype)
 
 
-class Nf4Linear(PackedLinear):
+class Nf4Linear(QuantizedLinear):
     """4 bits a weight, two in a byte, and a scale for each block of 64."""
 
     kind = NF4
@@ -116,7 +116,9 @@ KINDS: dict[str, Any] = {"int8": (Int8Linear, _pack_int8), "nf4": (Nf4Linear, _p
 
 
 @torch.no_grad()
-def pack(kind: str, base: nn.Module, device: torch.device, name: str = "", turned: bool = False) -> PackedLinear:
+def quantize_linear(
+    kind: str, base: nn.Module, device: torch.device, name: str = "", turned: bool = False
+) -> QuantizedLinear:
     """A Linear or Conv1D in fewer bits, on the device.
 
     Args:
@@ -142,13 +144,13 @@ def pack(kind: str, base: nn.Module, device: torch.device, name: str = "", turne
     return make(codes, scales, bias, isinstance(base, Conv1D), samples)
 
 
-def packed(load: Loader, dtype: torch.dtype, device: torch.device, how: Quantization) -> nn.Module:
+def load_quantized(load: Loader, dtype: torch.dtype, device: torch.device, how: Quantization) -> nn.Module:
     """A model in fewer bits.
 
     Args:
         load: (dtype, device) -> the plain model; with a dtype of None, on the CPU, its weights are mapped from its files.
     """
-    model = settle(load(None, torch.device("cpu")), dtype, device, how)
+    model = load_settled(load(None, torch.device("cpu")), dtype, device, how)
     model.original = load  # type: ignore[assignment]
     return model
 
@@ -165,7 +167,7 @@ def _pack_in_parts(pack_part: Any, weight_OI: Tensor, device: torch.device) -> t
     return codes, scales
 
 
-def settle(model: nn.Module, dtype: torch.dtype, device: torch.device, how: Quantization) -> nn.Module:
+def load_settled(model: nn.Module, dtype: torch.dtype, device: torch.device, how: Quantization) -> nn.Module:
     """Brings a model whose weights lie in mapped files into memory, a tensor at a time: packed, or cast, on the device.
 
     Raises:
@@ -173,16 +175,16 @@ def settle(model: nn.Module, dtype: torch.dtype, device: torch.device, how: Quan
         ModelError, TargetError: a module cannot be packed; a rule of `how.but` selects none.
     """
     check_installed(how.kind, device)
-    for name in to_pack(model, how.but):
+    for name in modules_to_quantize(model, how.but):
         module = model.get_submodule(name)
-        packed = pack(how.kind, module, device, name, is_turned(model, f"{name}.weight"))
+        packed = quantize_linear(how.kind, module, device, name, is_turned(model, f"{name}.weight"))
         model.set_submodule(name, packed.train(module.training))
     for module in model.modules():
         _place(module, dtype, device)
     return model
 
 
-def to_pack(model: nn.Module, but: Sequence[str] = ()) -> list[str]:
+def modules_to_quantize(model: nn.Module, but: Sequence[str] = ()) -> list[str]:
     """The linear modules of a base but its heads, those that share their weight, and those that the rules select."""
     modules = plain_modules(model)
     described = list(describe_modules(model, modules))
@@ -220,7 +222,7 @@ def storage_differs(model: nn.Module, then: str | None, adapted: Sequence[str]) 
     Args:
         then: what the base was packed as in training.
     """
-    now = packing(model)
+    now = quantization_of(model)
     if now == then:
         return None
     before = "was not packed" if then is None else f"was stored as {then}"
@@ -238,13 +240,13 @@ def _apart(model: nn.Module, then: str | None, names: Sequence[str]) -> float:
     """‖W now − W then‖ / ‖W now‖ over these modules."""
     modules = plain_modules(model)
     cpu = torch.device("cpu")
-    plain = dict(model.original(None, cpu).named_modules()) if packing(model) else modules  # type: ignore[operator]
+    plain = dict(model.original(None, cpu).named_modules()) if quantization_of(model) else modules  # type: ignore[operator]
     if then is not None:
         check_installed(then, cpu)
     apart = size = 0.0
     for name in names:
         now = dense_weight(modules[name]).float().cpu()
-        before = plain[name] if then is None else pack(then, plain[name], cpu, name)
+        before = plain[name] if then is None else quantize_linear(then, plain[name], cpu, name)
         apart += float((now - dense_weight(before).float().cpu()).square().sum())
         size += float(now.square().sum())
     return (apart / size) ** 0.5 if size else 0.0

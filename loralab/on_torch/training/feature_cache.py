@@ -21,7 +21,7 @@ from loralab.data.cache import Facts, cached
 from loralab.data.tokenized_split import EncodedSplit
 from loralab.on_torch.models.heads import head_parameters
 from loralab.on_torch.training.forward import tensors_of
-from loralab.on_torch.training.frozen_prefix import Cut
+from loralab.on_torch.training.frozen_prefix import FrozenPrefix
 
 TOKENS_PER_BATCH = 8192
 MOST_BYTES = 8 << 30  # of stored states; a data set that would take more is computed anew in every epoch
@@ -30,11 +30,11 @@ STORED = {torch.float32: "<f4", torch.bfloat16: "<u2", torch.float16: "<f2"}  # 
 Array = NDArray[Any]
 
 
-class Features:
+class FeatureCache:
     """Stored states, found by the token ids of a row."""
 
-    def __init__(self, cut: Cut, pad_id: int) -> None:
-        self.cut, self.pad_id = cut, pad_id
+    def __init__(self, cut: FrozenPrefix, pad_id: int) -> None:
+        self.prefix, self.pad_id = cut, pad_id
         one = next(cut.model.parameters())
         self.dtype, self.device = one.dtype, one.device
         self._weights = _digest(cut)
@@ -43,12 +43,12 @@ class Features:
 
     def prepare(self, encoded: EncodedSplit, on_done: Callable[[int], None]) -> None:
         """Computes the states of all rows, or finds them in the cache."""
-        ends = np.cumsum(np.minimum(encoded.source_lengths, self.cut.most_tokens))
-        if int(ends[-1]) * self.cut.width * self.dtype.itemsize > MOST_BYTES:
+        ends = np.cumsum(np.minimum(encoded.source_lengths, self.prefix.most_tokens))
+        if int(ends[-1]) * self.prefix.width * self.dtype.itemsize > MOST_BYTES:
             return
         keys = [_key(encoded.source(row)) for row in range(len(encoded))]
         ids = hashlib.blake2b(b"".join(keys), digest_size=16).hexdigest()
-        about = {"weights": self._weights, "dtype": str(self.dtype), "cut": self.cut.name, "ids": ids}
+        about = {"weights": self._weights, "dtype": str(self.dtype), "cut": self.prefix.name, "ids": ids}
         states = cached("features", about, lambda folder: self._write(folder, encoded, ends, on_done)).array("states")
         self._rows |= dict(zip(keys, np.split(states, ends[:-1]), strict=True))
 
@@ -58,21 +58,21 @@ class Features:
         found = [row for row in rows if row is not None]
         if len(found) < len(rows):
             return None
-        states = np.zeros((len(found), max(map(len, found)), self.cut.width), STORED[self.dtype])
+        states = np.zeros((len(found), max(map(len, found)), self.prefix.width), STORED[self.dtype])
         for place, row in zip(states, found, strict=True):
             place[: len(row)] = row
         on_device = torch.from_numpy(states).view(self.dtype).to(self.device)
-        return self.cut.logits(on_device, *tensors_of(batch, self.device)[:2])
+        return self.prefix.logits(on_device, *tensors_of(batch, self.device)[:2])
 
     def _write(
         self, folder: Path, encoded: EncodedSplit, ends: NDArray[np.int64], on_done: Callable[[int], None]
     ) -> Facts:
         lengths = encoded.source_lengths, encoded.target_lengths
-        shape, done = (int(ends[-1]), self.cut.width), 0
+        shape, done = (int(ends[-1]), self.prefix.width), 0
         states = np.lib.format.open_memmap(folder / "states.npy", "w+", np.dtype(STORED[self.dtype]), shape)
-        self.cut.model.eval()
+        self.prefix.model.eval()
         for rows in evaluation_batches(*lengths, tokens_per_batch=TOKENS_PER_BATCH):
-            given = self.cut.states(*tensors_of(collate(encoded, rows, self.pad_id), self.device)[:2]).cpu()
+            given = self.prefix.states(*tensors_of(collate(encoded, rows, self.pad_id), self.device)[:2]).cpu()
             bits = given.view(torch.uint16).numpy() if self.dtype == torch.bfloat16 else given.numpy()
             for row, found in zip(rows, bits, strict=True):
                 start = ends[row - 1] if row else 0
@@ -82,7 +82,7 @@ class Features:
         return {}
 
 
-def _digest(cut: Cut) -> str:
+def _digest(cut: FrozenPrefix) -> str:
     """Of all weights that are not trained, but the head's."""
     head, digest = set(head_parameters(cut.model)), hashlib.blake2b(digest_size=16)
     digest.update(type(cut.model).__name__.encode())

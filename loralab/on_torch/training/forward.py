@@ -13,7 +13,7 @@ from loralab.on_torch.models import causal
 from loralab.on_torch.models.heads import is_classifier
 from loralab.on_torch.models.output import IGNORED
 from loralab.on_torch.models.t5 import T5
-from loralab.on_torch.training import sequence_packing as packed
+from loralab.on_torch.training import sequence_packing
 from loralab.on_torch.training.loss import log_probabilities, smoothed
 
 
@@ -38,7 +38,7 @@ def batch_losses(model: nn.Module, batch: Batch, smoothing: float) -> Tensor:
     if batch.documents is None:
         return token_losses(model, *tensors, smoothing)
     ids, _, labels = tensors
-    return packed.token_losses(model, ids, _documents(batch, ids.device), labels, smoothing)
+    return sequence_packing.token_losses(model, ids, _documents(batch, ids.device), labels, smoothing)
 
 
 @torch.inference_mode()
@@ -55,7 +55,7 @@ def inputs_of(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """What the forward of a model that writes takes."""
     tensors = tensors_of(batch, _device(model))
     if batch.documents is not None:
-        return packed.inputs_of(model, tensors[0], _documents(batch, tensors[0].device))
+        return sequence_packing.inputs_of(model, tensors[0], _documents(batch, tensors[0].device))
     return causal.inputs_of(model, *tensors)
 
 

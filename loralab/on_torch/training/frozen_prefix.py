@@ -24,7 +24,7 @@ from loralab.on_torch.models.heads import POOLER, head_parameters
 from loralab.on_torch.ops.dropout import rates_of
 
 
-class Cut(Protocol):
+class FrozenPrefix(Protocol):
     """The end of a frozen part."""
 
     model: nn.Module
@@ -49,7 +49,7 @@ def encoder_of(model: nn.Module) -> nn.Module:
     return encoder
 
 
-class UnderHead:
+class FrozenEncoder:
     """All of the encoder is frozen."""
 
     name, most_tokens = "head", 1
@@ -75,7 +75,7 @@ class UnderHead:
         return lambda *_, **__: BaseModelOutputWithPooling(states_BSD, None if pooler is None else pooler(states_BSD))
 
 
-class UnderLayer:
+class FrozenLowerLayers:
     """The embeddings are frozen, and the layers below one."""
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList, lowest: int) -> None:
@@ -102,7 +102,7 @@ class UnderLayer:
             return _logits(self.model, ids, mask)
 
 
-def find_cut(model: nn.Module, ids: Tensor, mask: Tensor) -> Cut | None:
+def find_frozen_prefix(model: nn.Module, ids: Tensor, mask: Tensor) -> FrozenPrefix | None:
     """Where the frozen part of a model ends; None where it has none, or where stored states do not give these rows' logits."""
     cut = _candidate(model)
     if cut is None:
@@ -120,17 +120,17 @@ def find_cut(model: nn.Module, ids: Tensor, mask: Tensor) -> Cut | None:
         model.train(was_training)
 
 
-def _candidate(model: nn.Module) -> Cut | None:
+def _candidate(model: nn.Module) -> FrozenPrefix | None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     inside = trained - set(head_parameters(model))
     if not inside:
-        return UnderHead(model)
+        return FrozenEncoder(model)
     path, layers = _layers(model)
     places = [name.removeprefix(path).split(".")[0] for name in inside if path and name.startswith(path)]
     if layers is None or len(places) < len(inside) or min(map(int, places)) == 0:
         return None
     lowest = min(map(int, places))
-    return None if _drops_out(model, layers, lowest) else UnderLayer(model, layers, lowest)
+    return None if _drops_out(model, layers, lowest) else FrozenLowerLayers(model, layers, lowest)
 
 
 def _layers(model: nn.Module) -> tuple[str, nn.ModuleList | None]:

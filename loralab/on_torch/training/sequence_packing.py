@@ -52,7 +52,7 @@ def token_losses(
 
 
 @torch.no_grad()
-def check_packs(model: nn.Module, length: int) -> None:
+def check_supports_packing(model: nn.Module, length: int) -> None:
     """Raises ModelError where a text's logits depend on what stands before it in its row, or on where it stands.
 
     Two texts that fill a row of `length` tokens are tried, the first long enough to tell a sliding window.

@@ -17,7 +17,7 @@ from torch import nn
 
 from loralab.adapters import files
 from loralab.config.recipe import Recipe
-from loralab.on_torch.adapters.adapter_io import check_fits, continue_from, fill_from, load_adapter
+from loralab.on_torch.adapters.adapter_io import continue_from, fill_from, load_adapter, read_compatible
 from loralab.on_torch.adapters.attach import Adapter, attach, attachment_for, install
 from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.heads import head_modules, head_parameters
@@ -26,7 +26,7 @@ from loralab.on_torch.ops.dropout import set_dropout
 from loralab.on_torch.ops.random_streams import checkpoint_settings
 
 
-def prepare(
+def set_trainable(
     model: nn.Module, recipe: Recipe, trained: Path | None, start: Path | None, fresh: Sequence[str]
 ) -> tuple[nn.Module, Adapter | None]:
     """(the model, its adapter where the method has one), with exactly what is trained requiring gradients.
@@ -57,7 +57,7 @@ def prepare(
 
 def _with_head(model: nn.Module, recipe: Recipe, start: Path | None) -> Adapter:
     """The head, and the updates of the adapter that it starts from."""
-    stored = None if start is None else check_fits(model, start)
+    stored = None if start is None else read_compatible(model, start)
     spec = (recipe.spec() if stored is None else stored.spec).model_copy(
         update={"modules_to_save": head_modules(model)} | ({"rules": ()} if stored is None else {})
     )
