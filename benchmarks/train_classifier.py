@@ -31,7 +31,7 @@ from loralab.config.loading import load_recipe
 from loralab.config.recipe import Recipe
 from loralab.data.batches import collate, plan_batches
 from loralab.data.tokenized_split import EncodedSplit
-from loralab.evaluation.evaluate import encode_rows
+from loralab.evaluation.rows import encode_rows
 from loralab.metrics.labels import Labels
 from loralab.models.checkpoint_files import load_tokenizer, model_folder
 from loralab.models.pretrained import from_pretrained

@@ -65,7 +65,7 @@ def train(
     Example: loralab train t5-small-xsum lora.rank=32 --out runs/rank-32
     """
     from loralab.evaluation.forgetting import in_words
-    from loralab.runs.folder import recipe_and_folder
+    from loralab.runs.arguments import recipe_and_folder
     from loralab.training.train import train as run
 
     settings, folder = recipe_and_folder("train", recipe, overrides or [], data, out, resume)
@@ -93,7 +93,7 @@ def compare(
     """
     from loralab.experiments.compare import compare as run
     from loralab.reports.summary import report
-    from loralab.runs.folder import recipe_and_folder
+    from loralab.runs.arguments import recipe_and_folder
 
     settings, folder = recipe_and_folder("compare", recipe, overrides or [], data, out, resume)
     results = run(settings, folder, resume)
@@ -122,7 +122,7 @@ def plan(
     from loralab.planning.plan import PlanOptions
     from loralab.planning.plan import plan as foresee
     from loralab.planning.report import report
-    from loralab.runs.folder import recipe_and_folder
+    from loralab.runs.arguments import recipe_and_folder
 
     settings, _ = recipe_and_folder("plan", recipe, overrides or [], None, None, False)
     found = foresee(settings, PlanOptions(measure, price_per_hour, tokens_per_second))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from loralab.config.data import NO_PROMPT, DataSettings
 from loralab.console.progress import Progress
 from loralab.data.cache import ArrayFile, Facts, cached
-from loralab.data.chat_template import Chat, encode_answers, encode_conversation, messages_of, open_chat, rendered
+from loralab.data.chat_template import Chat, encode_answers, encode_conversation, open_chat
 from loralab.data.prompts import Prompt
 from loralab.data.rows import Example, Findings
 from loralab.data.splits import AnySplit
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNK_ROWS = 1000  # rows a call of the tokenizer: enough for its threads, little memory
-PERCENTILE_CAP = 512  # lengths above it count as it where a percentile is taken, as in the published setting
 NO_LIMIT = 2**31
 NO_LENGTHS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 ARRAYS = {"source_ids": "<i4", "source_offsets": "<i8", "target_ids": "<i4", "target_offsets": "<i8", "kept": "<i8"}
@@ -281,82 +279,3 @@ def flat(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.i
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1])), offsets
-
-
-# Lengths given as a percentile.
-
-
-def resolve_lengths(
-    train: AnySplit,
-    tokenizer: PreTrainedTokenizerBase,
-    max_source_length: int | str,
-    max_target_length: int | str,
-    prompt: Prompt | Chat | None = None,
-) -> tuple[int, int]:
-    """(source, target) lengths in tokens, each from a number or a percentile of the training rows.
-
-    A percentile is that of the bare sources or first references, without the prompt but with the tokenizer's special
-    tokens; the published 255 and 50 of SAMSum came about so. In a chat it is that of whole conversations. Nothing is
-    tokenised for a number.
-    """
-    chat = isinstance(prompt, Chat)
-    source = bare_lengths(train, tokenizer, "source", chat) if isinstance(max_source_length, str) else NO_LENGTHS
-    target = bare_lengths(train, tokenizer, "target", chat) if isinstance(max_target_length, str) else NO_LENGTHS
-    return resolve_length(max_source_length, source), resolve_length(max_target_length, target)
-
-
-def bare_lengths(
-    rows: AnySplit, tokenizer: PreTrainedTokenizerBase, side: str, chat: bool = False
-) -> NDArray[np.int64]:
-    """[rows]: tokens of each source or first reference by itself; the source of a chat is written down by its template."""
-
-    def build(folder: Path) -> Facts:
-        with ArrayFile(folder / "lengths.npy", "<i4") as file:
-            for examples in chunks(rows, CHUNK_ROWS):
-                texts = [example.source if side == "source" else example.targets[0] for example in examples]
-                if chat and side == "source":
-                    texts = [rendered(messages_of(text), tokenizer) for text in texts]
-                file.append([len(ids) for ids in token_ids(texts, tokenizer, not chat)])
-        return {}
-
-    key = {"texts": rows.content_hash, "side": side, "chat": chat, **tokenizer_key(tokenizer)}
-    return cached("lengths", key, build).array("lengths")
-
-
-def check_lengths(
-    data: DataSettings, lengths: tuple[int, int], max_new_tokens: int, causal: bool, positions: int | None
-) -> None:
-    """Raises RecipeError where a row, or an answer, may have more tokens than the model has positions (None: no bound)."""
-    if data.packing and positions is not None and lengths[1] > positions:
-        raise RecipeError(
-            f"A packed row has {lengths[1]} tokens (data.max_target_length), and the model has {positions} positions. "
-            f"Set data.max_target_length to {positions} or less."
-        )
-    if data.packing:
-        return
-    source, target = lengths if data.source or data.messages else (1, lengths[1])
-    target = max(target, max_new_tokens)
-    needed = source + target if causal else max(source, target)
-    if data.label or positions is None or needed <= positions:
-        return
-    keys = "data.max_source_length, data.max_target_length and evaluation.max_new_tokens"
-    sum_of = (
-        f"{source} tokens of the source and {target} of the answer, {needed} in all" if causal else f"{needed} tokens"
-    )
-    raise RecipeError(
-        f"A row may have {sum_of}, and the model has {positions} positions. Lower {keys}"
-        + (f": the first and the larger of the others may be {positions} together." if causal else ".")
-    )
-
-
-def resolve_length(setting: int | str, lengths: NDArray[np.int64]) -> int:
-    """`setting` itself where it is a number; for "p85" the 85th percentile of `lengths`, rounded up, at most 512."""
-    if isinstance(setting, int) and setting > 0:
-        return setting
-    match = re.fullmatch(r"p([1-9][0-9]?|100)", str(setting))
-    if match is None:
-        raise RecipeError(
-            f"The length {setting!r} is neither a number of tokens (1 or more) "
-            "nor a percentile of the training lengths (p1 to p100, such as p85)."
-        )
-    return int(np.ceil(np.percentile(np.minimum(lengths, PERCENTILE_CAP), int(match[1]))))

@@ -7,12 +7,10 @@ independent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loralab.atomic_files import write_lines
 from loralab.config.generation import Decoding
@@ -20,140 +18,23 @@ from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
 from loralab.data.batches import collate, evaluation_batches
 from loralab.data.cache import Facts, cached
-from loralab.data.chat_template import transcript
-from loralab.data.few_shot import Shots, draw_shots, shots_in_words, with_shots
-from loralab.data.rows import Example, subject
-from loralab.data.sequence_packing import PackedSplit, encode_packed
-from loralab.data.span_corruption import Documents, Encoded, encode_documents
-from loralab.data.splits import AnySplit, Split, read_split
+from loralab.data.few_shot import Shots
+from loralab.data.sequence_packing import PackedSplit
+from loralab.data.span_corruption import Documents, Encoded
+from loralab.data.splits import AnySplit, Split
 from loralab.data.stop_sequences import truncate_at_stop
-from loralab.data.tokenization import NO_LIMIT, encode, encode_sources, flat, prompt_of
 from loralab.data.tokenized_split import EncodedSplit
 from loralab.engine import Engine
 from loralab.evaluation.classification import answer_rows
-from loralab.metrics import BITS, COLUMNS, LABELS, METRICS, PERPLEXITY, classification
-from loralab.metrics.classification import ACCURACY, details
+from loralab.evaluation.rows import source_texts
+from loralab.evaluation.scores import Scores, score
+from loralab.metrics import BITS
+from loralab.metrics.classification import details
 from loralab.metrics.compression import xz_bits_per_byte
-from loralab.metrics.significance import Bootstrap, mcnemar
-from loralab.runs.folder import PREDICTIONS, read_lines
+from loralab.metrics.metric import Floats
+from loralab.runs.folder import PREDICTIONS
 
-Floats = NDArray[np.float64]
 LOSS_TOKENS = 8192  # padded tokens of a batch whose loss is measured
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Per row: who it belongs to, and what it scored."""
-
-    groups: list[str]
-    """The source, or the document's row: rows that share it are one dialogue."""
-    values: dict[str, Floats]
-    """Metric -> [rows], or of several seeds [seeds, rows]; "loss" is per target token. With k numbers a row where the
-    metric's column has a statistic."""
-    target_tokens: Floats | None
-    """[rows], the weights of the loss; None where there is no loss (floors)."""
-    labels: dict[str, Any] | None = None
-    """Of a classifier: what it did with each label (metrics/classification.details)."""
-    plain: bool = False
-    """Whether the rows are texts without a source: then their perplexity is told too."""
-    num_bytes: Floats | None = None
-    """[rows], where every byte of a text is counted: the weights of bits_per_byte."""
-
-    def summary(self, first: Scores | None = None) -> dict[str, dict[str, float | None]]:
-        """Metric -> value, low, high, and p against the first system on the same rows."""
-        bootstrap = Bootstrap(self.groups)
-        rows = {}
-        weighed = {"loss": self.target_tokens, BITS.name: self.num_bytes}
-        for name, values in self.values.items():
-            weights, statistic = weighed.get(name), COLUMNS[name].statistic
-            p, one = None, {}
-            if first is not None and name in first.values:
-                p = bootstrap.p_value(values, first.values[name], weights, statistic)
-                if name == ACCURACY.name and values.ndim == first.values[name].ndim == 1:
-                    one = {"p_mcnemar": mcnemar(values > 0, first.values[name] > 0).p}
-            rows[name] = {**asdict(bootstrap.interval(values, weights, statistic)), "p_vs_first": p, **one}
-            if name == "loss" and self.plain:
-                ends = {end: float(np.exp(rows[name][end])) for end in ("value", "low", "high")}
-                rows[PERPLEXITY.name] = {**ends, "p_vs_first": p}
-        return rows
-
-
-def stack(seeds: Sequence[Scores]) -> Scores:
-    """The scores of one variant's seeds, on the same rows, as one."""
-    if len(seeds) == 1:
-        return seeds[0]
-    assert all(scores.groups == seeds[0].groups for scores in seeds)
-    values = {name: np.stack([scores.values[name] for scores in seeds]) for name in seeds[0].values}
-    return replace(seeds[0], values=values)
-
-
-def value_of(name: str, values: Floats) -> float:
-    """A column's number over all rows."""
-    statistic = COLUMNS[name].statistic
-    return float(values.mean() if statistic is None else statistic(values.sum(axis=0)))
-
-
-def read_evaluation_rows(recipe: Recipe) -> Split:
-    """The rows that the reported numbers come from."""
-    return read_split(recipe.data, recipe.evaluation.split)
-
-
-def leaked_rows(training: AnySplit, rows: AnySplit, *more: AnySplit) -> int:
-    """How many of the evaluated rows have a source that the model was trained on, white space apart; `more` was trained on too."""
-    hashes = np.concatenate([each.source_hashes for each in (training, *more)])
-    return int(np.isin(rows.source_hashes, hashes).sum())
-
-
-def source_texts(rows: Split, chat: bool) -> list[str]:
-    """The sources as people read them: of a chat, what is said in it."""
-    return [transcript(example.source) if chat else example.source for example in rows.examples]
-
-
-def encode_rows(
-    engine: Engine, recipe: Recipe, rows: AnySplit, lengths: tuple[int, int], long_rows: str | None = None
-) -> Encoded:
-    """Tokens of sources and targets, or of documents that are masked; `long_rows` in the place of the recipe's."""
-    data = recipe.data
-    if data.objective:
-        return encode_documents(rows, engine.tokenizer, data.objective, *lengths, seed=recipe.training.one_seed)
-    prompt = prompt_of(data, engine.tokenizer, engine.causal, engine.labels)
-    if data.packing:
-        return encode_packed(rows, engine.tokenizer, lengths[1], recipe.training.one_seed)
-    return encode(rows, engine.tokenizer, prompt, *lengths, long_rows or data.long_rows)
-
-
-def encode_evaluation_rows(engine: Engine, recipe: Recipe, rows: Split, lengths: tuple[int, int]) -> Encoded:
-    """Their tokens. None is left out for its length, or two models would be held against each other on different rows."""
-    return encode_rows(engine, recipe, rows, lengths, "cut" if recipe.data.long_rows == "skip" else None)
-
-
-def encode_asked(
-    engine: Engine, recipe: Recipe, rows: Split, lengths: tuple[int, int], training: AnySplit | None
-) -> Encoded:
-    """The tokens of the rows that are reported: after worked examples from the training rows, where the recipe wants any."""
-    encoded, settings = encode_evaluation_rows(engine, recipe, rows, lengths), recipe.evaluation
-    if not settings.shots:
-        return encoded
-    assert isinstance(encoded, EncodedSplit) and training is not None
-    numbered = [(example.row, example.source) for example in rows.examples]
-    drawn = draw_shots(numbered, rows.source_hashes, training, settings.shots, settings.seed)
-    alone = [encoded.source(i).tolist() for i in range(len(encoded))]
-    preceded, shots = after_shots(engine, alone, [source for _, source in numbered], drawn, encoded.max_source_length)
-    ids, offsets = flat(preceded)
-    return replace(encoded, source_ids=ids, source_offsets=offsets, shots=shots)
-
-
-def after_shots(
-    engine: Engine, ids: list[list[int]], sources: list[str], drawn: list[list[Example]], max_length: int
-) -> tuple[list[list[int]], Shots]:
-    """`with_shots` for this engine's prompt and tokenizer, told on the screen."""
-
-    def ask(source: str) -> list[int]:
-        return encode_sources([source], engine.tokenizer, engine.prompt, NO_LIMIT)[0][0]
-
-    preceded, shots = with_shots(ids, sources, drawn, engine.prompt, ask, max_length)
-    say(f"{shots_in_words(shots.as_json()).capitalize()}.")
-    return preceded, shots
 
 
 def evaluate(engine: Engine, recipe: Recipe, split: Split, encoded: Encoded, folder: Path | None) -> Scores:
@@ -244,25 +125,6 @@ def _label_scores(engine: Engine, recipe: Recipe, split: Split, encoded: Encoded
     return scores
 
 
-def score(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    sources: Sequence[str] | None,
-    metrics: Sequence[str],
-    probabilities: Sequence[Mapping[str, float]] | None = None,
-    labels: Sequence[str] = (),
-) -> dict[str, Floats]:
-    """Every column of every named metric, [rows] each, or [rows, k]. `probabilities` of each label, and all `labels`, are for
-    those of labels."""
-    columns: dict[str, Floats] = {}
-    for name in metrics:
-        if name == LABELS:
-            columns |= classification.score(predictions, references, sources, probabilities, labels)
-        else:
-            columns |= METRICS[name].score(predictions, references, sources)
-    return columns
-
-
 def row_losses(engine: Engine, encoded: Encoded, on_done: Callable[[int], None]) -> Floats:
     """[rows]: each row's loss in nats, summed over its target tokens. `on_done` hears how many rows are done."""
     losses, done = np.zeros(len(encoded)), 0
@@ -313,21 +175,3 @@ def write_predictions(
             for i, example in enumerate(split.examples)
         ),
     )
-
-
-def read_scores(folder: Path) -> Scores:
-    """The scores behind a folder's predictions.jsonl."""
-    rows = read_lines(folder / PREDICTIONS)
-    known = {"row", "source", "references", "shots", "prediction", "probabilities", "target_tokens", "bytes"}
-    values = {name: _column(rows, name) for name in rows[0] if name not in known}
-    if "probabilities" in rows[0]:  # what is no mean of rows is made again
-        predictions, references = ([row[name] for row in rows] for name in ("prediction", "references"))
-        values |= classification.score(predictions, references, None, [row["probabilities"] for row in rows])
-    tokens, num_bytes = (_column(rows, name) if name in rows[0] else None for name in ("target_tokens", "bytes"))
-    subjects = [subject(row["source"], row["references"]) if "source" in row else str(row["row"]) for row in rows]
-    plain = num_bytes is not None or all(row.get("source") == "" for row in rows)
-    return Scores(subjects, values, tokens, None, plain, num_bytes)
-
-
-def _column(rows: Sequence[dict[str, Any]], name: str) -> Floats:
-    return np.array([row[name] for row in rows], dtype=np.float64)

@@ -27,25 +27,21 @@ from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
 from loralab.data.batches import collate, evaluation_batches
 from loralab.data.cache import ArrayFile, Facts, cached
+from loralab.data.lengths import check_lengths as check_positions
 from loralab.data.sources import splits_of
 from loralab.data.span_corruption import Encoded, check_lengths
 from loralab.data.splits import Split, announce, read_split
-from loralab.data.tokenization import check_lengths as check_positions
 from loralab.engine import Engine
 from loralab.errors import DataError, about
 from loralab.evaluation.classification import check_split, within_positions
-from loralab.evaluation.evaluate import (
-    LOSS_TOKENS,
-    Floats,
-    Scores,
-    encode_evaluation_rows,
-    loss_scores,
-    row_losses,
-    stack,
-)
+from loralab.evaluation.evaluate import LOSS_TOKENS, loss_scores, row_losses
+from loralab.evaluation.rows import encode_evaluation_rows
+from loralab.evaluation.scores import Scores, stack
 from loralab.metrics import LOSS
+from loralab.metrics.metric import Floats
 from loralab.metrics.significance import Bootstrap
-from loralab.runs.folder import FORGETTING, read_lines
+from loralab.runs.folder import FORGETTING
+from loralab.runs.record import read_lines
 
 HELD_OUT = ("test", "validation")  # the first of these that the data has
 MASKS = 0  # the seed of masks

@@ -10,13 +10,15 @@ from loralab.config.extras import check_extras
 from loralab.config.recipe import Recipe
 from loralab.console.progress import say
 from loralab.console.tables import empty_row
-from loralab.data.tokenization import check_lengths, resolve_lengths
+from loralab.data.lengths import check_lengths, resolve_lengths
 from loralab.engine import Engine, load_engine, merge, open_engine
 from loralab.errors import RecipeError, UserError
 from loralab.evaluation.classification import check_split, settle_labels, within_positions
-from loralab.evaluation.evaluate import encode_asked, evaluate, read_evaluation_rows
+from loralab.evaluation.evaluate import evaluate
+from loralab.evaluation.rows import encode_asked, read_evaluation_rows
 from loralab.metrics.labels import Labels
-from loralab.runs.folder import NO_DATA, NO_ROWS, check_free, find_saved_model, size_on_disk
+from loralab.runs.find_saved_model import NO_DATA, NO_ROWS, find_saved_model
+from loralab.runs.folder import check_free, size_on_disk
 from loralab.training.datasets import describe_rows, read_training_rows
 
 

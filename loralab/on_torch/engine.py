@@ -20,30 +20,22 @@ from loralab.atomic_files import whole_folder, write_with
 from loralab.config.generation import Decoding
 from loralab.config.recipe import Recipe
 from loralab.data.batches import Batch, collate
-from loralab.data.chat_template import Chat
 from loralab.data.span_corruption import Documents, Encoded
 from loralab.data.stop_sequences import Stops
-from loralab.data.tokenization import prompt_of
 from loralab.engine import SavedModelCheck, Step, StepProfile
 from loralab.metrics.labels import Labels
-from loralab.models.checkpoint_files import load_tokenizer, model_folder
 from loralab.on_torch.adapters.adapter_io import load_adapter
 from loralab.on_torch.adapters.base import quantization_of, size, storage_in_words
 from loralab.on_torch.generation.generate import generate_ids
-from loralab.on_torch.loading import classifier
-from loralab.on_torch.loading.classifier import fitted_labels, label_losses, load_classifier, stored_labels
-from loralab.on_torch.loading.device import choose_device, choose_dtype
-from loralab.on_torch.loading.load import check_vocabulary, load_weights, save_model
-from loralab.on_torch.loading.supported_models import check_looks_back, check_supported
-from loralab.on_torch.models import causal
+from loralab.on_torch.loading.classifier import label_losses, stored_labels
+from loralab.on_torch.loading.load import save_model
+from loralab.on_torch.loading.recipe_base import RecipeBase
 from loralab.on_torch.models.heads import head_in_words
 from loralab.on_torch.models.output import IGNORED
 from loralab.on_torch.ops.onednn_linear import prepacked_weights
 from loralab.on_torch.ops.random_streams import random_state, set_random_state
 from loralab.on_torch.profiling.memory import peak_memory
 from loralab.on_torch.profiling.meter import Meter
-from loralab.on_torch.quantization.quantize import quantization
-from loralab.on_torch.training import sequence_packing
 from loralab.on_torch.training.diagnose import first_not_finite
 from loralab.on_torch.training.feature_cache import FeatureCache
 from loralab.on_torch.training.forward import batch_logits, batch_losses, inputs_of, tensors_of
@@ -67,61 +59,17 @@ class TorchEngine:
         labels: Labels | None = None,
     ) -> None:
         """`base`: the model's folder or hub id. `trained`: an adapter to put on it; `start`: one whose weights a fresh one takes."""
-        self.recipe, self.folder = recipe, model_folder(base)
-        check_supported(self.folder, recipe.data.label is not None)
-        self._device = choose_device(recipe.model.device)
-        self._dtype, self.dtype_reason = choose_dtype(recipe.model.dtype, self._device)
-        self.device, self.dtype = str(self._device), str(self._dtype).removeprefix("torch.")
-        self.tokenizer = load_tokenizer(self.folder)
-        self.labels: Labels | None = None
-        self.causal, self._fresh = False, list[str]()
-        self.model = self._open(labels)
-        self.prompt = prompt_of(recipe.data, self.tokenizer, self.causal, self.labels)
-        if self.causal:
-            check_looks_back(self.model)
-            if recipe.data.packing:
-                sequence_packing.check_supports_packing(
-                    self.model, min(recipe.data.row_length, self.positions or recipe.data.row_length)
-                )
-        self._say_ends(self.model)
+        self.recipe = recipe
+        self.base = RecipeBase(recipe, base, labels)
+        self.model = self.base.open()
+        self.tokenizer, self.prompt, self.labels = self.base.tokenizer, self.base.prompt, self.base.labels
+        self.causal, self.positions = self.base.causal, self.base.positions
+        self.device, self.dtype, self.dtype_reason = str(self.base.device), self.base.dtype_name, self.base.dtype_reason
         torch.manual_seed(recipe.training.one_seed)
-        self.model, self.adapter = set_trainable(self.model, recipe, trained, start, self._fresh)
+        self.model, self.adapter = set_trainable(self.model, recipe, trained, start, self.base.fresh)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self._features: FeatureCache | None = None
         self._optimizer: Optimizer | None = None
-
-    def _open(self, labels: Labels | None) -> nn.Module:
-        """The base as it is: one that writes, or a classifier of these labels."""
-        if self.recipe.data.label is None:
-            model = self._load(self.folder)
-            check_vocabulary(model, self.tokenizer, self.folder)
-            self.causal, self.positions = causal.is_causal(model), causal.positions(model)
-            return model
-        fitted, self._keeps_head = fitted_labels(labels, self.folder)
-        self.labels = fitted.also(self.recipe.data.labels)
-        model = self._load(self.folder)
-        classifier.prepare_padding(model, self.tokenizer)
-        self.positions = classifier.positions(model, self.tokenizer)
-        return model
-
-    def _say_ends(self, model: nn.Module) -> None:
-        """Tells a model which token ends an answer, and a classifier which one is padding."""
-        if self.causal:
-            causal.stop_at(model, self.prompt.end if isinstance(self.prompt, Chat) else self.tokenizer.eos_token_id)
-        if self.labels is not None:
-            classifier.prepare_padding(model, self.tokenizer)
-
-    def _load(self, folder: Path) -> nn.Module:
-        settings = self.recipe.model
-        how = quantization(settings.quantize, settings.quantize_except)
-        if self.labels is None:
-            model = load_weights(folder, self._dtype, self._device, how)
-        else:
-            keep = self._keeps_head or folder != self.folder
-            seed = self.recipe.training.one_seed
-            model, self._fresh = load_classifier(folder, self.labels, keep, self._dtype, self._device, seed, how)
-        model.name_or_path = self.recipe.model.name  # type: ignore[assignment]
-        return model
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -144,7 +92,7 @@ class TorchEngine:
         head = ""
         if self.labels is not None:
             saved = () if self.adapter is None else self.adapter.tuned
-            head = head_in_words(self.model, self.parameters, saved, bool(self._fresh), self.labels)
+            head = head_in_words(self.model, self.parameters, saved, bool(self.base.fresh), self.labels)
         return "\n".join(filter(None, [text, storage_in_words(self.model), head]))
 
     @property
@@ -172,14 +120,14 @@ class TorchEngine:
         if logits is None:
             return batch_losses(self.model, batch, smoothing)
         assert self.labels is not None
-        return label_losses(logits, torch.from_numpy(batch.labels).to(self._device), self.labels.multi, smoothing)
+        return label_losses(logits, torch.from_numpy(batch.labels).to(self.base.device), self.labels.multi, smoothing)
 
     def cache_frozen_features(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
         if self.labels is None or isinstance(encoded, Documents) or self.recipe.training.frozen_dropout:
             return
         if self._features is None:
             rows = np.argsort(encoded.source_lengths)[[0, -1]]  # of two lengths, so that one is padded
-            ids, mask, _ = tensors_of(collate(encoded, rows, self.pad_id), self._device)
+            ids, mask, _ = tensors_of(collate(encoded, rows, self.pad_id), self.base.device)
             cut = find_frozen_prefix(self.model, ids, mask)
             if cut is None:
                 return
@@ -261,7 +209,7 @@ class TorchEngine:
             self.adapter.save(folder / "adapter", self.tokenizer)
             return folder / "adapter"
         with whole_folder(folder / "model") as part:
-            save_model(self.model, part, self.folder, self.tokenizer)
+            save_model(self.model, part, self.base.folder, self.tokenizer)
             write_card(part, card)
         return folder / "model"
 
@@ -270,7 +218,7 @@ class TorchEngine:
         live = batch_logits(self.model, batch)
         if quantization_of(self.model) is not None:
             return SavedModelCheck(self._read_again(saved, live, batch), None, None)
-        again = self._load(saved if self.adapter is None else self.folder)
+        again = self.base.read(saved if self.adapter is None else self.base.folder)
         if self.adapter is not None:
             load_adapter(again, saved)
         equal = torch.equal(live, batch_logits(again, batch))
@@ -280,21 +228,21 @@ class TorchEngine:
         gc.collect()
         merged = batch_logits(self.adapter.merge(), batch)
         error = float((merged - live).abs().max() / live.abs().max())
-        return SavedModelCheck(equal, error, MERGED_TOLERANCE[self._dtype])
+        return SavedModelCheck(equal, error, MERGED_TOLERANCE[self.base.dtype])
 
     def _read_again(self, saved: Path, live: Tensor, batch: Batch) -> bool:
         """A large base is read again in the place of the live one, so that memory never holds two; and never the merged one."""
         assert self.adapter is not None, "a packed base is not trained whole"
         self.model, self.adapter, self._optimizer, self._features = nn.Module(), None, None, None
         gc.collect()
-        self.model = self._load(self.folder)
-        self._say_ends(self.model)
-        self.model, self.adapter = set_trainable(self.model, self.recipe, saved, None, self._fresh)
+        self.model = self.base.read(self.base.folder)
+        self.base.set_special_tokens(self.model)
+        self.model, self.adapter = set_trainable(self.model, self.recipe, saved, None, self.base.fresh)
         self.model.eval()
         return torch.equal(live, batch_logits(self.model, batch))
 
     def peak_memory(self) -> int:
-        return peak_memory(self._device)
+        return peak_memory(self.base.device)
 
 
 def open_engine(

@@ -118,7 +118,7 @@ def _length(setting: int | str, known: int | None, side: str) -> int:
 
 def _percentiles(recipe: Recipe, training: StreamedSplit, settings: dict[str, int | str]) -> tuple[int, int]:
     """Both lengths, from the rows themselves."""
-    from loralab.data.tokenization import resolve_lengths
+    from loralab.data.lengths import resolve_lengths
 
     tokenizer = load_tokenizer(Path(recipe.model.name))
     return resolve_lengths(training, tokenizer, settings["source"], settings["target"])

@@ -17,7 +17,8 @@ from loralab.cost.model import Shape
 from loralab.cost.variant import PRECISIONS, cost_of, run_of, sizes_of, trained_by
 from loralab.errors import UserError
 from loralab.planning.report import operations
-from loralab.runs.folder import FIRST_STEP, read_json
+from loralab.runs.folder import FIRST_STEP
+from loralab.runs.record import read_json
 
 HEADER = ["first step: predicted", "trained", "FLOPs", "memory"]
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from loralab.console.tables import Cell, layout
 from loralab.metrics import COLUMNS
-from loralab.runs.folder import VALIDATION, read_lines
+from loralab.runs.folder import VALIDATION
+from loralab.runs.record import read_lines
 from loralab.runs.validation_lines import Line, best_of
 
 MOST = 12  # validations that are shown; of more, evenly chosen ones and the last

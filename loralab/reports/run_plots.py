@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from loralab.atomic_files import write_bytes
 from loralab.metrics import COLUMNS
 from loralab.reports.turning_point import smooth
-from loralab.runs.folder import CURVES, METRICS, VALIDATION, read_lines
+from loralab.runs.folder import CURVES, METRICS, VALIDATION
+from loralab.runs.record import read_lines
 from loralab.runs.validation_lines import best_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from loralab.data.rows import subject
-from loralab.runs.folder import PREDICTIONS, read_lines
+from loralab.runs.folder import PREDICTIONS
+from loralab.runs.record import read_lines
 
 IN_FILE, IN_TERMINAL = 20, 3
 LINES_IN_TERMINAL = 8  # of a source

@@ -22,7 +22,7 @@ from typing import Any
 from loralab.atomic_files import write_json
 from loralab.engine import Engine
 from loralab.errors import RunError
-from loralab.runs.folder import read_json
+from loralab.runs.record import read_json
 
 FORMAT, KEPT = 2, 2
 FOLDER, STATE, POSITION, ROWS, LOCK = "checkpoints", "state.safetensors", "position.json", "rows.json", ".lock"

@@ -19,8 +19,9 @@ from loralab.data.splits import AnySplit, Split, StreamedSplit, announce, index_
 from loralab.data.tokenized_split import EncodedSplit
 from loralab.engine import Engine
 from loralab.evaluation.classification import check_split, settle_labels
-from loralab.evaluation.evaluate import Scores, encode_asked, encode_rows, leaked_rows, read_evaluation_rows
 from loralab.evaluation.forgetting import Forgotten, encode_held_out, read_held_out, write_forgotten
+from loralab.evaluation.rows import encode_asked, encode_rows, leaked_rows, read_evaluation_rows
+from loralab.evaluation.scores import Scores
 from loralab.metrics.labels import Labels
 from loralab.training.mixture import announce_mixture, describe_shares, encode_mixture, mix, read_mixture, say_shares
 from loralab.training.validation import Choosing, read_choosing_rows

@@ -14,8 +14,8 @@ from pathlib import Path
 from loralab.atomic_files import whole_folder
 from loralab.config.recipe import Recipe
 from loralab.console.progress import say
+from loralab.data.lengths import check_lengths
 from loralab.data.splits import AnySplit
-from loralab.data.tokenization import check_lengths
 from loralab.data.tokenizer_training import DEFAULT_VOCABULARY, GPT2, T5, train_tokenizer
 from loralab.engine import create_base
 from loralab.models import gpt2, is_gpt2, t5

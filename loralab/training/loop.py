@@ -30,7 +30,8 @@ from loralab.engine import Engine
 from loralab.errors import RunError, Stopped
 from loralab.runs import checkpoint
 from loralab.runs.checkpoint import Position
-from loralab.runs.folder import FIRST_STEP, METRICS, SAMPLES, VALIDATION, read_lines, resume_command
+from loralab.runs.folder import FIRST_STEP, METRICS, SAMPLES, VALIDATION, resume_command
+from loralab.runs.record import read_lines
 from loralab.runs.validation_lines import Line, best_of
 from loralab.training.lr_schedule import rate_at
 from loralab.training.text_samples import TextSample, samples_in_words

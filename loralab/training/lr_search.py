@@ -20,7 +20,8 @@ from loralab.console.progress import Progress, say
 from loralab.data.batches import Rows, collate
 from loralab.data.mixture import Trained
 from loralab.engine import Engine
-from loralab.runs.folder import PILOT, read_json
+from loralab.runs.folder import PILOT
+from loralab.runs.record import read_json
 from loralab.training.loop import plan_steps
 from loralab.training.lr_schedule import rate_at
 from loralab.training.validation import Validator

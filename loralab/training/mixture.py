@@ -10,16 +10,17 @@ from typing import Any
 
 from loralab.config.recipe import Recipe
 from loralab.console.progress import say
+from loralab.data.lengths import check_lengths, resolve_lengths
 from loralab.data.mixture import Mixture
 from loralab.data.sequence_packing import PackedSplit
 from loralab.data.span_corruption import Encoded
 from loralab.data.span_corruption import check_lengths as check_objective
 from loralab.data.splits import AnySplit, StreamedSplit, announce, index_split
-from loralab.data.tokenization import check_lengths, prompt_of, resolve_lengths
+from loralab.data.tokenization import prompt_of
 from loralab.engine import Engine
 from loralab.errors import RecipeError, about
 from loralab.evaluation.classification import check_split, within_positions
-from loralab.evaluation.evaluate import encode_rows
+from loralab.evaluation.rows import encode_rows
 
 
 def read_mixture(recipe: Recipe) -> dict[str, StreamedSplit]:

@@ -24,7 +24,9 @@ from loralab.data.tokenized_split import EncodedSplit
 from loralab.engine import Engine
 from loralab.errors import DataError, RecipeError
 from loralab.evaluation.classification import answer_rows
-from loralab.evaluation.evaluate import encode_evaluation_rows, row_losses, score, source_texts, value_of, write_answers
+from loralab.evaluation.evaluate import row_losses, write_answers
+from loralab.evaluation.rows import encode_evaluation_rows, source_texts
+from loralab.evaluation.scores import score, value_of
 from loralab.metrics import BITS
 from loralab.metrics.classification import columns_of
 from loralab.runs.validation_lines import Line, best_of

@@ -28,7 +28,7 @@ from loralab.adapters.files import read
 from loralab.config.loading import load_recipe
 from loralab.errors import AdapterError, TargetError, UserError
 from loralab.inference.saved_model import merge_saved
-from loralab.training.train import starting_point
+from loralab.training.starting_point import starting_point
 
 SMALL = {
     "vocab_size": 100,

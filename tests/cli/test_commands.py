@@ -20,11 +20,11 @@ from loralab import load_adapter, load_model
 from loralab.config.loading import load_recipe
 from loralab.data.rows import Finding
 from loralab.data.splits import read_split
-from loralab.evaluation.evaluate import read_scores
 from loralab.evaluation.prediction_files import Columns
 from loralab.evaluation.score_files import score_files
-from loralab.runs.folder import read_lines
+from loralab.evaluation.scores import read_scores
 from loralab.runs.listing import list_runs
+from loralab.runs.record import read_lines
 from loralab.training.train import train
 
 PROMISED = {

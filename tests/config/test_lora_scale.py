@@ -10,7 +10,7 @@ import pytest
 from loralab.config.loading import recipe_from_tree, settings_of
 from loralab.config.lora_scale import changed_scales
 from loralab.config.recipe import Tree
-from loralab.runs.folder import recipe_and_folder
+from loralab.runs.arguments import recipe_and_folder
 
 TREE: Tree = {
     "name": "r",

@@ -16,7 +16,9 @@ from loralab.config.loading import load_recipe
 from loralab.console import progress
 from loralab.console.progress import Progress, say
 from loralab.errors import UserError, nearest_file
-from loralab.runs.folder import find_saved_model, recipe_and_folder, write_recipe
+from loralab.runs.arguments import recipe_and_folder
+from loralab.runs.find_saved_model import find_saved_model
+from loralab.runs.folder import write_recipe
 
 COMMANDS: list[str] = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 

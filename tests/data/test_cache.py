@@ -19,8 +19,9 @@ from tiny import make_tokenizer
 
 from loralab.data import tokenization as encoding
 from loralab.data.cache import ArrayFile, cache_folder, cached
+from loralab.data.lengths import bare_lengths
 from loralab.data.prompts import Prompt
-from loralab.data.tokenization import ARRAYS, bare_lengths, encode, tokenizer_key
+from loralab.data.tokenization import ARRAYS, encode, tokenizer_key
 from loralab.data.tokenized_split import EncodedSplit
 from loralab.errors import DataError
 

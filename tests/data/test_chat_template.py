@@ -17,14 +17,15 @@ from loralab.config.loading import load_recipe
 from loralab.data.batches import collate
 from loralab.data.chat_template import QUESTION, open_chat, split_conversation, transcript
 from loralab.data.inputs import read_texts
+from loralab.data.lengths import resolve_lengths
 from loralab.data.splits import Split
-from loralab.data.tokenization import encode, encode_sources, encode_targets, resolve_lengths
+from loralab.data.tokenization import encode, encode_sources, encode_targets
 from loralab.errors import DataError, ModelError, RecipeError
 from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import evaluate_saved
 from loralab.on_torch.engine import open_engine
 from loralab.on_torch.models.causal import join
-from loralab.runs.folder import read_lines
+from loralab.runs.record import read_lines
 from loralab.training.train import train
 
 SYSTEM = {"role": "system", "content": "You tell stories."}

@@ -28,7 +28,7 @@ from loralab.experiments.compare import compare
 from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import evaluate_saved
 from loralab.reports.summary import report
-from loralab.runs.folder import read_lines, read_record
+from loralab.runs.record import read_lines, read_record
 from loralab.training.train import train
 
 # The words.

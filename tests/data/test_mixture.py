@@ -21,7 +21,7 @@ from loralab.data.span_corruption import encode_documents
 from loralab.data.tokenization import encode
 from loralab.data.tokenized_split import EncodedSplit
 from loralab.errors import DataError, RecipeError
-from loralab.runs.folder import read_lines, read_record
+from loralab.runs.record import read_lines, read_record
 from loralab.training import from_scratch as scratch
 from loralab.training.loop import plan_epochs, plan_steps
 from loralab.training.mixture import mix

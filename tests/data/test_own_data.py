@@ -21,7 +21,7 @@ from loralab.data.column_detection import TARGETS, choose, look_at
 from loralab.data.own_data import name_of, recipe_for
 from loralab.data.readers import Record
 from loralab.errors import DataError, RecipeError, UserError
-from loralab.runs.folder import recipe_and_folder
+from loralab.runs.arguments import recipe_and_folder
 from loralab.training.train import train
 
 LONG = " ".join(["word"] * 5000)

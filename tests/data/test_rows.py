@@ -19,7 +19,7 @@ from loralab.data.auto_split import bounds, part_of
 from loralab.data.rows import Example, Finding, Seen
 from loralab.data.splits import announce
 from loralab.errors import DataError
-from loralab.evaluation.evaluate import leaked_rows
+from loralab.evaluation.rows import leaked_rows
 
 
 def words(text: str) -> str:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from folders import INSTRUCTION, index, split_of
 
+from loralab.data.lengths import resolve_length, resolve_lengths
 from loralab.data.prompts import Prompt
 from loralab.data.rows import Finding
 from loralab.data.splits import Split
-from loralab.data.tokenization import encode, encode_sources, resolve_length, resolve_lengths
+from loralab.data.tokenization import encode, encode_sources
 from loralab.errors import DataError, ModelError, RecipeError
 
 # Encoding.

@@ -20,16 +20,17 @@ from loralab import load_adapter
 from loralab.config.loading import load_recipe
 from loralab.data.batches import collate
 from loralab.errors import DataError, ModelError, RecipeError
-from loralab.evaluation.evaluate import encode_rows, read_scores
 from loralab.evaluation.prediction_files import Columns
+from loralab.evaluation.rows import encode_rows
 from loralab.evaluation.score_files import report, score_files
-from loralab.experiments.compare import _label_floor
+from loralab.evaluation.scores import read_scores
+from loralab.experiments.results import label_floor
 from loralab.inference.saved_model import evaluate_saved
 from loralab.metrics.labels import Labels
 from loralab.metrics.significance import mcnemar
 from loralab.on_torch.engine import TorchEngine, open_engine
 from loralab.on_torch.loading.load import model_folder
-from loralab.runs.folder import read_lines, read_record
+from loralab.runs.record import read_lines, read_record
 from loralab.training.datasets import read_run_datasets
 from loralab.training.train import train
 
@@ -92,7 +93,7 @@ def test_several_labels_a_row(bases: Path, tmp_path: Path) -> None:
 
 def test_the_floor_is_the_label_that_most_training_rows_have(classifiers: dict[str, Path], bases: Path) -> None:
     training = read_run_datasets(load_recipe(bases / "distilbert.yaml")).training
-    ((name, floor),) = _label_floor(training, {"lora": classifiers["distilbert lora"]}).items()
+    ((name, floor),) = label_floor(training, {"lora": classifiers["distilbert lora"]}).items()
     assert name == "always NEGATIVE"
     values = {key: metric["value"] for key, metric in floor.summary().items()}
     assert values == pytest.approx(

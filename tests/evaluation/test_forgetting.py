@@ -26,7 +26,7 @@ from loralab.evaluation import forgetting
 from loralab.experiments.compare import compare
 from loralab.experiments.variants import PlannedRun
 from loralab.reports.summary import report
-from loralab.runs.folder import read_lines, read_record
+from loralab.runs.record import read_lines, read_record
 from loralab.training.train import train
 
 CHAT_PROMPT = "Chat: {dialogue}\nIn short: "
@@ -154,7 +154,7 @@ def test_a_comparison_has_a_column_for_each(
         return losses(engine, name, encoded)
 
     monkeypatch.setattr(forgetting, "_losses", counted)
-    monkeypatch.setattr("loralab.experiments.compare._run", in_this_process)
+    monkeypatch.setattr("loralab.experiments.run_variants._run", in_this_process)
     monkeypatch.setenv("LORALAB_CACHE", str(tmp_path / "cache"))
     given = [f"variants={json.dumps(variants)}", "published={}", "training.seed=[1, 2]"]
     results = compare(recipe(workshop, elsewhere, *given), tmp_path / "out")

@@ -13,13 +13,13 @@ from workshop import loralab
 from loralab.config.loading import load_recipe
 from loralab.config.recipe import Recipe
 from loralab.errors import AdapterError, RecipeError, RunError
-from loralab.evaluation.evaluate import read_scores
+from loralab.evaluation.scores import read_scores
 from loralab.experiments.compare import compare
 from loralab.experiments.variants import plan_runs
 from loralab.on_torch.engine import open_engine
 from loralab.reports.summary import report
-from loralab.runs.folder import read_lines, read_record
-from loralab.training.train import starting_point
+from loralab.runs.record import read_lines, read_record
+from loralab.training.starting_point import starting_point
 
 VARIANTS = {
     "base": {"training.method": "none"},

@@ -10,7 +10,7 @@ import pytest
 from loralab.config.loading import load_recipe
 from loralab.experiments.compare import compare
 from loralab.reports.summary import remarks, report
-from loralab.runs.folder import read_lines, read_record
+from loralab.runs.record import read_lines, read_record
 
 # recipe -> its data, and what makes it small
 EXPERIMENTS = {

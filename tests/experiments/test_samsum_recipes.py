@@ -14,7 +14,7 @@ from loralab.experiments.compare import compare
 from loralab.experiments.variants import PlannedRun
 from loralab.planning.predicted import predicted_and_measured
 from loralab.reports.summary import report
-from loralab.runs.folder import read_record
+from loralab.runs.record import read_record
 from loralab.runs.validation_lines import best_of
 from loralab.training.train import train
 

@@ -22,12 +22,12 @@ from loralab.config.loading import load_recipe
 from loralab.data.batches import Batch, collate
 from loralab.data.tokenization import encode
 from loralab.errors import RecipeError
-from loralab.evaluation.evaluate import leaked_rows
+from loralab.evaluation.rows import leaked_rows
 from loralab.experiments.compare import compare
 from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import evaluate_saved, merge_saved
 from loralab.on_torch.engine import open_engine
-from loralab.runs.folder import read_lines, read_record
+from loralab.runs.record import read_lines, read_record
 from loralab.training.lr_schedule import rate_at
 from loralab.training.train import train
 

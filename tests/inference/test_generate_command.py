@@ -17,9 +17,12 @@ from loralab.config.loading import load_recipe
 from loralab.config.recipe import EvaluationSettings
 from loralab.data.inputs import read_texts
 from loralab.errors import ModelError, RunError
-from loralab.inference.generate import NO_DATA, GenerateRequest, TextGenerator, run_request
+from loralab.inference.generate import NO_DATA, GenerateRequest, run_request
+from loralab.inference.text_generator import TextGenerator
 from loralab.models.checkpoint_files import model_folder
-from loralab.runs.folder import find_saved_model, read_lines, write_recipe
+from loralab.runs.find_saved_model import find_saved_model
+from loralab.runs.folder import write_recipe
+from loralab.runs.record import read_lines
 
 TEXTS = ["Tom: Lunch? Ann: At one, by the lake.", "Is the report done? No.", "I lost my dog in the park today!"]
 SETTINGS = ["model.dtype=float32", "model.device=cpu", "evaluation.max_new_tokens=6"]

@@ -17,7 +17,7 @@ from loralab.config.loading import load_recipe
 from loralab.errors import RecipeError
 from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import evaluate_saved, merge_saved
-from loralab.runs.folder import read_record
+from loralab.runs.record import read_record
 from loralab.training.train import train
 
 TEXT = "Ann: Shall we take lunch at 3? Tom: Yes, number 7 suits me, and the children come along too. " * 12

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from loralab.data.sources import open_place
 from loralab.errors import DataError, ModelError
-from loralab.experiments.compare import python_of_loralab
+from loralab.experiments.run_variants import python_of_loralab
 from loralab.metrics.labels import Labels
 from loralab.models.checkpoint_files import load_tokenizer
 from loralab.models.pretrained import from_pretrained

@@ -23,14 +23,14 @@ from loralab import LoRASpec, attach, load_adapter
 from loralab.adapters import files as adapter
 from loralab.config.loading import load_recipe
 from loralab.data.batches import collate
-from loralab.evaluation.evaluate import encode_rows
+from loralab.evaluation.rows import encode_rows
 from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import merge_saved
 from loralab.metrics.labels import Labels
 from loralab.models import bert, distilbert
 from loralab.on_torch.engine import open_engine
 from loralab.on_torch.models.heads import head_modules, head_parameters
-from loralab.runs.folder import read_record
+from loralab.runs.record import read_record
 from loralab.training.datasets import read_run_datasets
 
 NEG_POS = Labels(("neg", "pos"))

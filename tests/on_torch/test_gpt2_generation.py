@@ -16,11 +16,12 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 from loralab import LoRASpec, UserError, attach, generate, load_model
 from loralab.config.generation import Decoding
 from loralab.data.stop_sequences import Stops, final_part, truncate_at_stop
-from loralab.inference.generate import NO_DATA, GenerateRequest, TextGenerator, run_request
+from loralab.inference.generate import NO_DATA, GenerateRequest, run_request
+from loralab.inference.text_generator import TextGenerator
 from loralab.on_torch.generation.decode import begin
 from loralab.on_torch.generation.generate import generate_ids, pad
 from loralab.on_torch.models.gpt2 import GPT2
-from loralab.runs.folder import find_saved_model
+from loralab.runs.find_saved_model import find_saved_model
 
 NEW = 12
 

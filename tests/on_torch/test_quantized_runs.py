@@ -16,7 +16,8 @@ from loralab.errors import MissingExtra
 from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import evaluate_saved, merge_saved, open_trained
 from loralab.on_torch.adapters.base import quantized_modules
-from loralab.runs.folder import find_saved_model, read_lines
+from loralab.runs.find_saved_model import find_saved_model
+from loralab.runs.record import read_lines
 from loralab.training.train import train
 
 FEW = ["model.quantize=int8", "data.max_train_rows=16", "training.save_every=2", "lora.dropout=0.1"]

@@ -36,8 +36,9 @@ from transformers import (
 from loralab import LoRASpec, attach, load_model
 from loralab.config.data import DataSettings
 from loralab.config.loading import load_recipe
+from loralab.data.lengths import check_lengths
 from loralab.data.prompts import Prompt
-from loralab.data.tokenization import check_lengths, encode_sources, encode_targets, prompt_of
+from loralab.data.tokenization import encode_sources, encode_targets, prompt_of
 from loralab.errors import ModelError, RecipeError
 from loralab.on_torch.engine import TorchEngine
 from loralab.on_torch.loading.supported_models import check_supported

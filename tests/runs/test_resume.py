@@ -18,7 +18,7 @@ from processes import Process, wait_for_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workshop import loralab
 
-from loralab.runs.folder import read_lines
+from loralab.runs.record import read_lines
 
 KILLS = int(os.environ.get("LORALAB_KILLS", "10"))  # `make torture` asks for 200
 LONG = ["training.epochs=12", "training.save_every=2", "lora.dropout=0.1", "training.accumulate=2"]

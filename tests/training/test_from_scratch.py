@@ -23,7 +23,7 @@ from loralab.data.tokenizer_training import train_tokenizer
 from loralab.errors import DataError, ModelError, RecipeError
 from loralab.models.t5 import SIZES, config_json, deviation, new_config
 from loralab.on_torch.loading.random_init import write_model
-from loralab.runs.folder import read_lines, read_record
+from loralab.runs.record import read_lines, read_record
 from loralab.training.train import train
 
 SMALL = {"d_model": 64, "d_ff": 96, "layers": 3, "decoder_layers": 2, "heads": 4}

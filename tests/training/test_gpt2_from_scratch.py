@@ -30,7 +30,7 @@ from loralab.data.splits import read_split
 from loralab.data.tokenizer_training import GPT2 as GPT2_TOKENS
 from loralab.data.tokenizer_training import train_tokenizer
 from loralab.errors import DataError, RecipeError
-from loralab.evaluation.evaluate import read_scores
+from loralab.evaluation.scores import read_scores
 from loralab.experiments.compare import compare
 from loralab.metrics.compression import AFTER, ALONE
 from loralab.models.gpt2 import SIZES, config_json, deviation, new_config
@@ -38,7 +38,7 @@ from loralab.on_torch.engine import open_engine
 from loralab.on_torch.loading.random_init import write_model
 from loralab.on_torch.training.optimizer import Optimizer
 from loralab.reports.summary import report
-from loralab.runs.folder import read_lines
+from loralab.runs.record import read_lines
 from loralab.training.train import train
 
 SMALL = {"d_model": 32, "layers": 2, "heads": 2, "positions": 96}

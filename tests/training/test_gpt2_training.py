@@ -24,12 +24,12 @@ from loralab.config.recipe import Recipe
 from loralab.data.batches import Batch, collate, plan_batches
 from loralab.data.splits import read_split
 from loralab.data.tokenization import encode
-from loralab.evaluation.evaluate import read_scores
+from loralab.evaluation.scores import read_scores
 from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import evaluate_saved, merge_saved
 from loralab.on_torch.engine import TorchEngine, open_engine
 from loralab.on_torch.models.gpt2 import GPT2
-from loralab.runs.folder import read_lines
+from loralab.runs.record import read_lines
 from loralab.training.lr_schedule import rate_at
 from loralab.training.train import train
 

@@ -21,7 +21,7 @@ from loralab.data.tokenization import encode
 from loralab.errors import RecipeError, Stopped
 from loralab.inference.saved_model import evaluate_saved
 from loralab.on_torch.engine import open_engine
-from loralab.runs.folder import read_lines
+from loralab.runs.record import read_lines
 from loralab.runs.validation_lines import best_of
 from loralab.training.datasets import read_training_rows
 from loralab.training.loop import run_steps
