@@ -28,7 +28,7 @@ from loralab.experiments.results import finished_runs, first_seeds, gather
 from loralab.experiments.resume import check_comparison, check_unchanged_rows
 from loralab.experiments.run_variants import run_all
 from loralab.experiments.variants import PlannedRun, plan_runs
-from loralab.models.checkpoint_files import model_folder, read_config
+from loralab.models.checkpoint_files import model_folder, read_config, weight_files
 from loralab.planning.predicted import prediction_markdown
 from loralab.reports.samples import IN_FILE, markdown, read_compared_rows
 from loralab.runs.folder import (
@@ -87,11 +87,13 @@ def check_bases(recipes: Sequence[Recipe]) -> None:
     """Finds the base of each recipe, once, before anything is trained; what is on the hub is downloaded.
 
     Raises:
-        ModelError: there is no such base.
+        ModelError: there is no such base, or it lacks its config or whole weight files.
     """
     trained = (recipe for recipe in recipes if recipe.training.start_from is None and recipe.model.init != "random")
     for name in dict.fromkeys(recipe.model.name for recipe in trained):
-        read_config(model_folder(name))
+        folder = model_folder(name)
+        read_config(folder)
+        weight_files(folder)
 
 
 def _check_columns(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from loralab.config.lora import LoRASpec
 from loralab.config.recipe import Recipe
 from loralab.errors import RunError, nearest_file
 from loralab.models.checkpoint_files import is_model_name, model_folder
-from loralab.runs.folder import RECIPE, RECORD, REPLACED, SAVED, is_comparison
+from loralab.runs.folder import HOME, RECIPE, RECORD, REPLACED, SAVED, is_comparison
 from loralab.runs.record import read_json, recorded_settings
 
 NO_ROWS = "none"  # the name of the data where there are no rows
@@ -78,7 +78,7 @@ def _place_of(path: Path) -> Path:
     """
     if path.is_dir():
         return path
-    if not is_model_name(str(path)):
+    if path.parent == HOME or not is_model_name(str(path)):  # runs/NAME is a run, also where there are none yet
         raise RunError(
             f"There is no folder {path}.{nearest_file(path)} Expected a run (runs/NAME), an adapter, a model's folder, "
             "a hub id such as google/flan-t5-small, or embedded:tiny-t5."

@@ -288,6 +288,16 @@ def test_a_comparison_looks_for_every_base_before_anything_runs(name: str, works
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
+def test_a_comparison_needs_bases_with_config_and_weights(lost: str, workshop: Path, tmp_path: Path) -> None:
+    shutil.copytree(workshop / "base", tmp_path / "base")
+    (tmp_path / "base" / lost).unlink()
+    setting = f"variants.full.model.name={tmp_path / 'base'}"
+    done = loralab(tmp_path, "compare", str(workshop / "tiny.yaml"), setting, "--out", "out", code=2)
+    assert lost in done.stderr and "[1/" not in done.stderr, "said before the first variant"
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
 def test_a_failed_variant_is_reported_and_the_others_kept(workshop: Path) -> None:
     arguments = [
         "variants.lora-4.lora.rules=[nope]",

@@ -26,7 +26,7 @@ VARIANTS = {
     "later": {"training.start_from": "lora"},
     "lora": {},
     "piloted": {"training.method": "full", "optimizer.learning_rate": "pilot", "training.seed": 1},
-    "broken": {"model.name": "/nowhere", "training.seed": 1},
+    "broken": {"training.method": "lora", "lora.rules": ["nothing"], "training.seed": 1},
     "after-broken": {"training.start_from": "broken", "training.seed": 1},
 }
 SETTINGS = [

@@ -346,6 +346,8 @@ def test_a_base_is_named_as_everywhere_else(tmp_path: Path, monkeypatch: pytest.
     question = GenerateRequest(texts=("def f(x): return x",))
     named = run_request(Path("embedded:tiny-t5"), question, settings, None)[0]
     assert named == run_request(model_folder("embedded:tiny-t5"), question, settings, None)[0]
+    with pytest.raises(RunError, match=r"There is no folder runs/lora-8\. Expected a run"):
+        run_request(Path("runs/lora-8"), question, settings, None)
     for name, error, message in (
         ("embedded:tiny-t6", ModelError, "Did you mean 'embedded:tiny-t5'"),
         (
