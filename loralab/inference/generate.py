@@ -66,7 +66,7 @@ def _check_out(out: Path, input: str | None) -> None:
 
 def run_request(
     trained: Path,
-    question: GenerateRequest,
+    request: GenerateRequest,
     overrides: list[str],
     base: str | None,
     max_new_tokens: int | None = None,
@@ -74,8 +74,8 @@ def run_request(
     top_p: float | None = None,
 ) -> tuple[dict[str, Any], str | None]:
     """What the model says: as a record, and as text for people (None where they have seen it already)."""
-    question.check()
-    given = {"max_new_tokens": max_new_tokens, "top_p": top_p, "seed": question.seed}
+    request.check()
+    given = {"max_new_tokens": max_new_tokens, "top_p": top_p, "seed": request.seed}
     overrides = [
         *overrides,
         *(["evaluation.sample=true"] if top_p is not None else []),
@@ -84,40 +84,40 @@ def run_request(
     if stop:
         ends = [text.replace("\\n", "\n") for text in stop]
         overrides = [*overrides, f"evaluation.stop={json.dumps(ends, ensure_ascii=False)}"]
-    at_terminal = not (question.texts or question.input or question.sample) and sys.stdin.isatty()
-    texts = [] if at_terminal or question.input or question.sample else _given_texts(question)
+    at_terminal = not (request.texts or request.input or request.sample) and sys.stdin.isatty()
+    texts = [] if at_terminal or request.input or request.sample else _given_texts(request)
     recipe, saved = find_saved_model(trained, overrides, base, NO_DATA, lenient=True)  # --sample reads any split
     check_extras(recipe, trains=False)
-    if question.seed is not None and question.sample is None and not recipe.evaluation.sample:
+    if request.seed is not None and request.sample is None and not recipe.evaluation.sample:
         raise UserError(
             "--seed changes nothing: nothing is drawn. Add --top-p, evaluation.sample=true or --sample SPLIT."
         )
     if recipe.data.label is not None:
         stored = recorded_settings(trained).get("labels")
         labels = None if stored is None else Labels.from_json(stored)
-        return _answer_with_labels(recipe, lambda: TextClassifier(recipe, saved, labels), question, texts)
+        return _answer_with_labels(recipe, lambda: TextClassifier(recipe, saved, labels), request, texts)
     if at_terminal:
         return _converse(TextGenerator(recipe, saved)), None
-    if question.input is not None:
-        return _answer_file(recipe, saved, question.input, question.out)
-    if question.sample is not None:
-        return _answer_row(recipe, saved, question.sample, question.seed)
-    writer = TextGenerator(recipe, saved)
-    if len(texts) == 1 and writer.streams and sys.stdout.isatty() and not question.as_json:
-        return {"answers": [writer.stream(texts[0], sys.stdout)]}, None
-    answers = writer.write(texts)
+    if request.input is not None:
+        return _answer_file(recipe, saved, request.input, request.out)
+    if request.sample is not None:
+        return _answer_row(recipe, saved, request.sample, request.seed)
+    generator = TextGenerator(recipe, saved)
+    if len(texts) == 1 and generator.streams and sys.stdout.isatty() and not request.as_json:
+        return {"answers": [generator.stream(texts[0], sys.stdout)]}, None
+    answers = generator.write(texts)
     return {"answers": answers}, "\n".join(answers)
 
 
 def _answer_with_labels(
-    recipe: Recipe, load: Callable[[], TextClassifier], question: GenerateRequest, texts: Sequence[str]
+    recipe: Recipe, load: Callable[[], TextClassifier], request: GenerateRequest, texts: Sequence[str]
 ) -> tuple[dict[str, Any], str | None]:
     """Answers with a classifier, which `load` gives once the texts are there."""
-    if question.input is not None:
-        given = read_texts(question.input, recipe.data.source or NO_DATA["source"])
-        return classify_file(load(), given, question.out)
-    if question.sample is not None:
-        split, _, row = _sampled(recipe, question.sample, question.seed)
+    if request.input is not None:
+        given = read_texts(request.input, recipe.data.source or NO_DATA["source"])
+        return classify_file(load(), given, request.out)
+    if request.sample is not None:
+        split, _, row = _sampled(recipe, request.sample, request.seed)
         result, words = classify_texts(load(), [row.source])
         result = {
             "split": split,
@@ -140,9 +140,9 @@ def _answer_with_labels(
     return {"answers": answers}, None
 
 
-def _given_texts(question: GenerateRequest) -> Sequence[str]:
+def _given_texts(request: GenerateRequest) -> Sequence[str]:
     """Those of --text, or all of stdin as one."""
-    texts = question.texts or [text for text in [read_stdin().strip()] if text]
+    texts = request.texts or [text for text in [read_stdin().strip()] if text]
     if not texts:
         raise UserError(
             "Nothing to answer: give --text TEXT, --input FILE or --sample SPLIT, pipe a text, or ask at a terminal."
@@ -162,9 +162,9 @@ def _answer_file(recipe: Recipe, saved: Path | None, place: str, out: Path | Non
     return {"out": str(out), "rows": len(answers), "blank": blank}, f"{out} holds {len(answers)} rows."
 
 
-def _answers_of_rows(writer: TextGenerator, texts: InputTexts) -> list[str]:
+def _answers_of_rows(generator: TextGenerator, texts: InputTexts) -> list[str]:
     asked = [text for text in texts.texts if text]
-    answers = iter(writer.write(asked, Progress("generate", len(asked)).update))
+    answers = iter(generator.write(asked, Progress("generate", len(asked)).update))
     return [next(answers) if text else "" for text in texts.texts]
 
 
@@ -172,15 +172,15 @@ def _answer_row(recipe: Recipe, saved: Path | None, sample: str, seed: int | Non
     split, given, row = _sampled(recipe, sample, seed)
     first = next(example.row for example in given if example.source == row.source)  # as in evaluation
     avoid = given.source_hashes if split != "train" else None
-    writer = TextGenerator(recipe, saved)
-    prediction = writer.write([row.source], None, first, avoid)[0]
+    generator = TextGenerator(recipe, saved)
+    prediction = generator.write([row.source], None, first, avoid)[0]
     result: dict[str, Any] = {"split": split, "row": row.row, "source": row.source, "references": list(row.targets)}
     parts = {
         "Source": transcript(row.source) if recipe.data.messages else row.source,
         "Reference": "\n".join(row.targets),
     }
     if recipe.evaluation.sample:
-        result["greedy"] = writer.greedy().write([row.source], None, first, avoid)[0]
+        result["greedy"] = generator.greedy().write([row.source], None, first, avoid)[0]
         parts["Greedy"] = result["greedy"]
     return {**result, "prediction": prediction}, _row_in_words(split, row.row, parts | {"Prediction": prediction})
 
@@ -206,15 +206,15 @@ def _sampled(recipe: Recipe, sample: str, seed: int | None) -> tuple[str, Split,
     return split, given, rows[int(number) if number else chance.choice(list(rows))]
 
 
-def _converse(writer: TextGenerator) -> dict[str, Any]:
+def _converse(generator: TextGenerator) -> dict[str, Any]:
     """Question and answer in turn, until an empty line or the end of the input."""
     say("Type a text and press Enter; \\n in it is a line break. An empty line or Ctrl-D ends.")
     answers: list[str] = []
-    with writer.engine.generation_mode():
+    with generator.engine.generation_mode():
         while text := _ask():
-            numbered = writer.with_seed(writer.decoding.seed + len(answers))  # the same text twice: two draws
-            answers.append(numbered.stream(text, sys.stdout) if writer.streams else numbered.write([text])[0])
-            if not writer.streams:
+            numbered = generator.with_seed(generator.decoding.seed + len(answers))  # the same text twice: two draws
+            answers.append(numbered.stream(text, sys.stdout) if generator.streams else numbered.write([text])[0])
+            if not generator.streams:
                 print(answers[-1], flush=True)
     return {"answers": answers}
 

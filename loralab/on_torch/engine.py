@@ -128,10 +128,10 @@ class TorchEngine:
         if self._features is None:
             rows = np.argsort(encoded.source_lengths)[[0, -1]]  # of two lengths, so that one is padded
             ids, mask, _ = tensors_of(collate(encoded, rows, self.pad_id), self.base.device)
-            cut = find_frozen_prefix(self.model, ids, mask)
-            if cut is None:
+            prefix = find_frozen_prefix(self.model, ids, mask)
+            if prefix is None:
                 return
-            self._features = FeatureCache(cut, self.pad_id)
+            self._features = FeatureCache(prefix, self.pad_id)
         self._features.prepare(encoded, on_done)
 
     @torch.inference_mode()

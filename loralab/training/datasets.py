@@ -84,24 +84,24 @@ def read_training_rows(recipe: Recipe) -> StreamedSplit:
 
 
 def tokenize_run_datasets(
-    engine: Engine, recipe: Recipe, material: RunDatasets, lengths: tuple[int, int]
+    engine: Engine, recipe: Recipe, datasets: RunDatasets, lengths: tuple[int, int]
 ) -> TokenizedDatasets:
     """The tokens of all rows; those of training rows only where they are trained on."""
-    training = encode_training_rows(engine, recipe, material, lengths) if recipe.training.method != "none" else None
-    evaluated = encode_asked(engine, recipe, material.evaluated, lengths, material.training)
-    return TokenizedDatasets(training, evaluated, encode_held_out(engine, recipe, material.held_out))
+    training = encode_training_rows(engine, recipe, datasets, lengths) if recipe.training.method != "none" else None
+    evaluated = encode_asked(engine, recipe, datasets.evaluated, lengths, datasets.training)
+    return TokenizedDatasets(training, evaluated, encode_held_out(engine, recipe, datasets.held_out))
 
 
-def encode_training_rows(engine: Engine, recipe: Recipe, material: RunDatasets, lengths: tuple[int, int]) -> Trained:
+def encode_training_rows(engine: Engine, recipe: Recipe, datasets: RunDatasets, lengths: tuple[int, int]) -> Trained:
     """The training rows' tokens, from the cache where they have been there before, without the rows held out."""
-    encoded = encode_rows(engine, recipe, material.training, lengths)
-    _say_tokens(material.training, recipe.data, encoded)
-    if material.choosing is not None and material.choosing.held_out:
-        encoded = encoded.after(material.choosing.rows.examples[-1].row)
+    encoded = encode_rows(engine, recipe, datasets.training, lengths)
+    _say_tokens(datasets.training, recipe.data, encoded)
+    if datasets.choosing is not None and datasets.choosing.held_out:
+        encoded = encoded.after(datasets.choosing.rows.examples[-1].row)
     if not recipe.mixture:
         return encoded
-    others = encode_mixture(engine, recipe, material.mixture)
-    for name, rows in material.mixture.items():
+    others = encode_mixture(engine, recipe, datasets.mixture)
+    for name, rows in datasets.mixture.items():
         _say_tokens(rows, recipe.mixture[name], others[name])
     mixture = mix(recipe, encoded, others)
     say_shares(mixture)
@@ -118,25 +118,25 @@ def _say_tokens(rows: AnySplit, data: DataSettings, encoded: Encoded) -> None:
     say(f"{rows.name}, {rows.split}: {start}{encoded.findings.in_words({'long_rows': data.long_rows})}")
 
 
-def describe_datasets(material: RunDatasets, tokens: TokenizedDatasets) -> dict[str, Any]:
+def describe_datasets(datasets: RunDatasets, tokens: TokenizedDatasets) -> dict[str, Any]:
     """What the record says of the rows."""
-    about = {"evaluated": describe_rows(material.evaluated, tokens.evaluated) | {"leaked": material.leaked}}
+    about = {"evaluated": describe_rows(datasets.evaluated, tokens.evaluated) | {"leaked": datasets.leaked}}
     if tokens.training is None:
         return about
     main = tokens.training.parts[0] if isinstance(tokens.training, Mixture) else tokens.training
-    trained_on = describe_rows(material.training, main) | card_of(material.training)
+    trained_on = describe_rows(datasets.training, main) | card_of(datasets.training)
     if isinstance(tokens.training, Mixture):
-        trained_on |= _about_mixture(material, tokens.training)
+        trained_on |= _about_mixture(datasets, tokens.training)
     return about | {"trained_on": trained_on}
 
 
-def _about_mixture(material: RunDatasets, encoded: Mixture) -> dict[str, Any]:
+def _about_mixture(datasets: RunDatasets, encoded: Mixture) -> dict[str, Any]:
     """What an epoch has of the main data, and below "mixture" of each further set, and what that is."""
     first, *others = describe_shares(encoded)
-    sets = zip(material.mixture.items(), encoded.parts[1:], others, strict=True)
+    sets = zip(datasets.mixture.items(), encoded.parts[1:], others, strict=True)
     return first | {
         "mixture": {
-            name: describe_rows(rows, part) | card_of(rows) | {"leaked": leaked_rows(rows, material.evaluated)} | share
+            name: describe_rows(rows, part) | card_of(rows) | {"leaked": leaked_rows(rows, datasets.evaluated)} | share
             for (name, rows), part, share in sets
         }
     }
@@ -151,7 +151,7 @@ def hashes_of(about: dict[str, Any]) -> dict[str, str]:
 
 
 def describe_forgetting(
-    material: RunDatasets,
+    datasets: RunDatasets,
     held_out: dict[str, Encoded],
     before: dict[str, Scores],
     after: dict[str, Scores],
@@ -162,8 +162,8 @@ def describe_forgetting(
     write_forgotten(folder, {name: each.numbers.tolist() for name, each in held_out.items()}, forgotten)
     return {
         name: {
-            **describe_rows(material.held_out[name], held_out[name]),
-            "leaked": leaked_rows(material.training, material.held_out[name], *material.mixture.values()),
+            **describe_rows(datasets.held_out[name], held_out[name]),
+            "leaked": leaked_rows(datasets.training, datasets.held_out[name], *datasets.mixture.values()),
             **each.summary(),
         }
         for name, each in forgotten.items()

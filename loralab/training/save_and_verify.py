@@ -46,7 +46,7 @@ def train_and_save(
         pilot = find_rate(engine, recipe, encoded, validator, folder)
         optimizer = recipe.optimizer.model_copy(update={"learning_rate": pilot["chosen"]})
         recipe = recipe.model_copy(update={"optimizer": optimizer})
-    course = _steps(engine, recipe, encoded, validator, folder)
+    result = _steps(engine, recipe, encoded, validator, folder)
     card = {"recipe": recipe.model_dump(mode="json"), "lengths": lengths, "versions": environment()["versions"]}
     saved = engine.save(folder, card)
     peak = engine.peak_memory()  # before the proof, which holds the model twice
@@ -56,13 +56,13 @@ def train_and_save(
     return {
         "saved": str(saved),
         "adapter_bytes": size_on_disk(saved),
-        "steps": course.steps,
-        "seconds": course.seconds,
-        "tokens_per_second": course.tokens_per_second,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "tokens_per_second": result.tokens_per_second,
         "training_peak_memory_bytes": peak,
         "proof": asdict(proof),
         "pilot": pilot,
-        "validation": None if validator is None else _validations(recipe, validator, course),
+        "validation": None if validator is None else _validations(recipe, validator, result),
     }
 
 
@@ -71,25 +71,25 @@ def _steps(
 ) -> TrainingResult:
     """All steps, and their curves, also of a run that was stopped."""
     try:
-        course = run_steps(engine, recipe, encoded, folder, validator)
+        result = run_steps(engine, recipe, encoded, folder, validator)
     except (Stopped, RunError):
         with suppress(Exception):  # what stopped the run is the news, not that it cannot be drawn
             write_curves(folder, recipe.validation.metric)
         raise
     write_curves(folder, recipe.validation.metric)
-    return course
+    return result
 
 
-def _validations(recipe: Recipe, validator: Validator, course: TrainingResult) -> dict[str, Any]:
-    metric, best = recipe.validation.metric, best_of(course.validations, recipe.validation.metric)
+def _validations(recipe: Recipe, validator: Validator, result: TrainingResult) -> dict[str, Any]:
+    metric, best = recipe.validation.metric, best_of(result.validations, recipe.validation.metric)
     return {
         **describe_rows(validator.choosing.rows),
         "metric": metric,
         "best": None if best is None else {"step": best["step"], "value": best[metric]},
-        "kept_step": course.kept,
-        "stopped_early": course.steps < course.planned,
+        "kept_step": result.kept,
+        "stopped_early": result.steps < result.planned,
         "held_out": validator.choosing.held_out,
-        "validations": list(course.validations),
+        "validations": list(result.validations),
     }
 
 

@@ -71,29 +71,29 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
     check_extras(recipe, trains=True)
     check_sizes(recipe)
     span_corruption.check_lengths(recipe.data)
-    material = read_run_datasets(recipe)  # first, so that a missing split or column is found before an hour of training
+    datasets = read_run_datasets(recipe)  # first, so that a missing split or column is found before an hour of training
     place = out if resume else None
     with _place_for_base(recipe, place, out) as place:
         base = (
             None
             if place is None or recipe.model.init != "random"
-            else make_random_base(recipe, material.trained_on, place)
+            else make_random_base(recipe, datasets.trained_on, place)
         )
-        engine = open_engine(recipe, base, start, material.labels)
+        engine = open_engine(recipe, base, start, datasets.labels)
         say(f"{recipe.model.name} on {engine.device} in {engine.dtype} ({engine.dtype_reason})\n{engine.summary}")
         settings = recipe.data.max_source_length, recipe.data.max_target_length
-        lengths = resolve_lengths(material.training, engine.tokenizer, *settings, engine.prompt)
+        lengths = resolve_lengths(datasets.training, engine.tokenizer, *settings, engine.prompt)
         lengths = within_positions(lengths, engine.positions) if engine.labels is not None else lengths
         check_lengths(recipe.data, lengths, recipe.evaluation.max_new_tokens, engine.causal, engine.positions)
         if recipe.validation.samples:
             check_sample_length(recipe.evaluation.max_new_tokens, engine.positions)
-        tokens = tokenize_run_datasets(engine, recipe, material, lengths)
-        about = describe_datasets(material, tokens)
+        tokens = tokenize_run_datasets(engine, recipe, datasets, lengths)
+        about = describe_datasets(datasets, tokens)
     folder = place or new_folder(out, recipe.name)  # nothing is left behind by a mistake above
     with checkpoint.locked(folder):
         write_recipe(folder, recipe)
         checkpoint.check_same_rows(folder, hashes_of(about))
-        return folder, _run(engine, recipe, material, tokens, lengths, folder, about)
+        return folder, _run(engine, recipe, datasets, tokens, lengths, folder, about)
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def _place_for_base(recipe: Recipe, place: Path | None, out: Path | None) -> Ite
 def _run(
     engine: Engine,
     recipe: Recipe,
-    material: RunDatasets,
+    datasets: RunDatasets,
     tokens: TokenizedDatasets,
     lengths: tuple[int, int],
     folder: Path,
@@ -122,21 +122,21 @@ def _run(
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"name": recipe.name, "method": recipe.training.method}
     record |= {"trainable": engine.trainable, "total": engine.total}
-    before = measure_before(engine, material.held_out, tokens.held_out)
+    before = measure_before(engine, datasets.held_out, tokens.held_out)
     if tokens.training is not None:
-        validator = make_validator(recipe, material.choosing, engine, lengths)
+        validator = make_validator(recipe, datasets.choosing, engine, lengths)
         record |= train_and_save(engine, recipe, tokens.training, validator, lengths, folder)
     record["peak_memory_bytes"] = engine.peak_memory()
-    scores = evaluate(engine, recipe, material.evaluated, tokens.evaluated, folder)
+    scores = evaluate(engine, recipe, datasets.evaluated, tokens.evaluated, folder)
     record |= {"metrics": scores.summary(), **about}
     if recipe.data.packing:
-        record["floors"] = text_floors(material.training, material.evaluated)
+        record["floors"] = text_floors(datasets.training, datasets.evaluated)
     if scores.labels is not None:
         assert engine.labels is not None
         record["labels"] = engine.labels.as_json() | scores.labels
         write_confusion(folder, scores.labels)
-    after = before if tokens.training is None else measure_after(engine, material.held_out, tokens.held_out)
-    record["forgetting"] = describe_forgetting(material, tokens.held_out, before, after, folder)
+    after = before if tokens.training is None else measure_after(engine, datasets.held_out, tokens.held_out)
+    record["forgetting"] = describe_forgetting(datasets, tokens.held_out, before, after, folder)
     record |= {"lengths": lengths, "device": engine.device, "dtype": engine.dtype, "quantize": recipe.model.quantize}
     record |= environment()
     write_json(folder / RECORD, record)

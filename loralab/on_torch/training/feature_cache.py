@@ -33,11 +33,11 @@ Array = NDArray[Any]
 class FeatureCache:
     """Stored states, found by the token ids of a row."""
 
-    def __init__(self, cut: FrozenPrefix, pad_id: int) -> None:
-        self.prefix, self.pad_id = cut, pad_id
-        one = next(cut.model.parameters())
+    def __init__(self, prefix: FrozenPrefix, pad_id: int) -> None:
+        self.prefix, self.pad_id = prefix, pad_id
+        one = next(prefix.model.parameters())
         self.dtype, self.device = one.dtype, one.device
-        self._weights = _digest(cut)
+        self._weights = _digest(prefix)
         self._rows: dict[bytes, Array] = {}
         """Of a row's ids, by their hash: [S, D], or [1, D], mapped from the disk."""
 
@@ -82,12 +82,12 @@ class FeatureCache:
         return {}
 
 
-def _digest(cut: FrozenPrefix) -> str:
+def _digest(prefix: FrozenPrefix) -> str:
     """Of all weights that are not trained, but the head's."""
-    head, digest = set(head_parameters(cut.model)), hashlib.blake2b(digest_size=16)
-    digest.update(type(cut.model).__name__.encode())
-    trained = {name for name, parameter in cut.model.named_parameters() if parameter.requires_grad}
-    for name, tensor in cut.model.state_dict().items():  # packed weights are no parameters
+    head, digest = set(head_parameters(prefix.model)), hashlib.blake2b(digest_size=16)
+    digest.update(type(prefix.model).__name__.encode())
+    trained = {name for name, parameter in prefix.model.named_parameters() if parameter.requires_grad}
+    for name, tensor in prefix.model.state_dict().items():  # packed weights are no parameters
         if name not in head | trained:
             digest.update(name.encode())
             flat = tensor.cpu().contiguous().flatten()
