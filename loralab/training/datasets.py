@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loralab import builtin_data
 from loralab.config.data import DataSettings
 from loralab.config.recipe import Recipe
 from loralab.console.progress import say
-from loralab.data.auto_split import IN_WORDS
 from loralab.data.mixture import Mixture, Trained
-from loralab.data.rows import Findings
+from loralab.data.row_records import card_of, describe_rows
 from loralab.data.sequence_packing import PackedSplit
-from loralab.data.span_corruption import Documents, Encoded, MaskedSplit
-from loralab.data.splits import AnySplit, Split, StreamedSplit, announce, index_split
-from loralab.data.tokenized_split import EncodedSplit
+from loralab.data.span_corruption import Encoded, MaskedSplit
+from loralab.data.splits import AnySplit, Split, StreamedSplit, announce
+from loralab.data.training_rows import read_training_rows
 from loralab.engine import Engine
 from loralab.evaluation.classification import check_split, settle_labels
 from loralab.evaluation.forgetting import Forgotten, encode_held_out, read_held_out, write_forgotten
@@ -78,11 +76,6 @@ def read_run_datasets(recipe: Recipe) -> RunDatasets:
     return RunDatasets(training, mixture, choosing, evaluated, leaked, read_held_out(recipe), labels)
 
 
-def read_training_rows(recipe: Recipe) -> StreamedSplit:
-    """The index of the training split's rows."""
-    return index_split(recipe.data, "train")
-
-
 def tokenize_run_datasets(
     engine: Engine, recipe: Recipe, datasets: RunDatasets, lengths: tuple[int, int]
 ) -> TokenizedDatasets:
@@ -142,14 +135,6 @@ def _about_mixture(datasets: RunDatasets, encoded: Mixture) -> dict[str, Any]:
     }
 
 
-def hashes_of(about: dict[str, Any]) -> dict[str, str]:
-    """Those of all rows that a run which goes on must find as they were."""
-    mixture = about.get("trained_on", {}).get("mixture", {})
-    return {what.replace("_", " "): rows["hash"] for what, rows in about.items()} | {
-        f"trained on as {name}": rows["hash"] for name, rows in mixture.items()
-    }
-
-
 def describe_forgetting(
     datasets: RunDatasets,
     held_out: dict[str, Encoded],
@@ -167,25 +152,4 @@ def describe_forgetting(
             **each.summary(),
         }
         for name, each in forgotten.items()
-    }
-
-
-def card_of(rows: AnySplit) -> dict[str, Any]:
-    """The card of an embedded data set: what it was made from on this machine."""
-    return {"card": builtin_data.card(rows.name)} if rows.name.startswith(builtin_data.PREFIX) else {}
-
-
-def describe_rows(rows: AnySplit, encoded: Encoded | None = None) -> dict[str, Any]:
-    """What a record says of the rows that it used, and of what was found in them by row number."""
-    findings = Findings(rows.findings | (encoded.findings if encoded is not None else {}))
-    return {
-        "data": rows.name,
-        "split": rows.split,
-        "rows": len(rows if encoded is None or isinstance(encoded, Documents) else encoded),
-        **({"chunks": len(encoded)} if isinstance(encoded, MaskedSplit) else {}),
-        **({"bytes": int(encoded.num_bytes.sum())} if isinstance(encoded, PackedSplit) else {}),
-        "parted": IN_WORDS if rows.parted else None,
-        "findings": findings.as_json(),
-        "hash": rows.content_hash,
-        **({"shots": encoded.shots.as_json()} if isinstance(encoded, EncodedSplit) and encoded.shots else {}),
     }

@@ -11,6 +11,7 @@ from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
 from loralab.data.batches import collate
 from loralab.data.mixture import Mixture, Trained
+from loralab.data.row_records import describe_rows
 from loralab.engine import Engine, SavedModelCheck
 from loralab.errors import RunError, Stopped
 from loralab.reports.run_plots import write_curves
@@ -19,9 +20,6 @@ from loralab.runs.folder import (
     size_on_disk,
 )
 from loralab.runs.validation_lines import best_of
-from loralab.training.datasets import (
-    describe_rows,
-)
 from loralab.training.loop import TrainingResult, plan_steps, run_steps
 from loralab.training.lr_search import find_rate
 from loralab.training.validation import Validator

@@ -14,6 +14,7 @@ from loralab.config.recipe import Recipe
 from loralab.console.progress import say
 from loralab.data import span_corruption
 from loralab.data.lengths import check_lengths, resolve_lengths
+from loralab.data.row_records import hashes_of
 from loralab.engine import Engine, open_engine
 from loralab.errors import UserError
 from loralab.evaluation.classification import within_positions
@@ -37,7 +38,6 @@ from loralab.training.datasets import (
     TokenizedDatasets,
     describe_datasets,
     describe_forgetting,
-    hashes_of,
     read_run_datasets,
     tokenize_run_datasets,
 )

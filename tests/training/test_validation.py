@@ -18,12 +18,12 @@ from loralab.config.recipe import ValidationSettings
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
 from loralab.data.tokenization import encode
+from loralab.data.training_rows import read_training_rows
 from loralab.errors import RecipeError, Stopped
 from loralab.inference.saved_model import evaluate_saved
 from loralab.on_torch.engine import open_engine
 from loralab.runs.record import read_lines
 from loralab.runs.validation_lines import best_of
-from loralab.training.datasets import read_training_rows
 from loralab.training.loop import run_steps
 from loralab.training.train import train
 from loralab.training.validation import Validator, epochs_done, make_validator, read_choosing_rows, run_out
