@@ -64,7 +64,7 @@ def train(
 
     Example: loralab train t5-small-xsum lora.rank=32 --out runs/rank-32
     """
-    from loralab.evaluation.forgetting import in_words
+    from loralab.evaluation.forgetting import forgetting_in_words
     from loralab.runs.arguments import recipe_and_folder
     from loralab.training.train import train as run
 
@@ -73,7 +73,10 @@ def train(
     keys = ("steps", "tokens_per_second", "seconds", "forgetting")
     result = {"run": str(folder), "adapter": record.get("saved"), "metrics": record["metrics"]}
     result |= {key: record.get(key) for key in keys}
-    said = [_scores(record["metrics"]) + _floors(record) + _labels(record), in_words(record.get("forgetting", {}))]
+    said = [
+        _scores(record["metrics"]) + _floors(record) + _labels(record),
+        forgetting_in_words(record.get("forgetting", {})),
+    ]
     said.append(f"Try it: loralab generate {shlex.quote(str(folder))} --text '...'")
     _finish(result, as_json, "\n".join(filter(None, said)))
 
@@ -345,11 +348,11 @@ def _run() -> int:
         return 1
     except OSError as error:
         if (told := _of_the_system(error)) is None:
-            return crash.report(error)
+            return crash.report_crash(error)
         print(f"loralab: {told}", file=sys.stderr)
         return 2
     except Exception as error:
-        return crash.report(error)
+        return crash.report_crash(error)
     return 0
 
 

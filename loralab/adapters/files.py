@@ -62,7 +62,7 @@ class AdapterFiles:
 # Writing
 
 
-def write(folder: Path, adapter: AdapterFiles) -> None:
+def write_adapter(folder: Path, adapter: AdapterFiles) -> None:
     """Writes the three files into an existing folder."""
     settings = dict(sorted(peft_config(adapter).items()))  # but patterns in their own order: the first match wins
     config = json.dumps(settings, indent=2)
@@ -162,7 +162,7 @@ def _root(name: str, roots: Iterable[str]) -> str:
 # Reading
 
 
-def read(folder: str | Path) -> AdapterFiles:
+def read_adapter(folder: str | Path) -> AdapterFiles:
     """Reads an adapter of ours or of PEFT's.
 
     Raises:

@@ -38,7 +38,7 @@ CARDS: Mapping[str, Callable[[], dict[str, Any]]] = {
 
 
 @functools.cache
-def read(name: str, split: str) -> Rows:
+def read_rows(name: str, split: str) -> Rows:
     """The rows of a split of `embedded:…`, a mapping of columns each.
 
     Raises:

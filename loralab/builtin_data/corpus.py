@@ -70,10 +70,10 @@ def rows(split: str) -> tuple[Row, ...]:
 
 def card() -> dict[str, Any]:
     """Counts by split, and the packages with their versions, licences and sizes."""
-    return card_of(rows)
+    return corpus_card(rows)
 
 
-def card_of(rows: Callable[[str], tuple[Row, ...]]) -> dict[str, Any]:
+def corpus_card(rows: Callable[[str], tuple[Row, ...]]) -> dict[str, Any]:
     """The card of texts like these."""
     splits = {split: rows(split) for split in SPLITS}
     packages: dict[str, dict[str, Any]] = {}

@@ -29,7 +29,7 @@ def rows(split: str) -> tuple[Row, ...]:
 
 def card() -> dict[str, Any]:
     """Counts by split, and the packages with their versions, licences and sizes."""
-    return corpus.card_of(rows)
+    return corpus.corpus_card(rows)
 
 
 def prose_of(text: str) -> str:

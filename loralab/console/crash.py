@@ -29,7 +29,7 @@ LIBRARIES = (
 LONGEST = 300  # characters of the error in the line
 
 
-def report(error: BaseException) -> int:
+def report_crash(error: BaseException) -> int:
     """Stores the traceback, prints the line on stderr, and returns the exit code."""
     details = "\n".join(_details(error))
     if os.environ.get(TRACEBACK, "0") not in ("", "0"):

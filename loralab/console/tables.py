@@ -68,8 +68,8 @@ def markdown_table(rows: Sequence[Row], published: dict[str, dict[str, float]]) 
     header = ["variant", *COST, *titles(names), *forgetting_titles(elsewhere)]
     cells = [[[row["variant"]], *_all_cells(row, names, elsewhere, published)] for row in rows]
     parts = range(1, len(header), MARKDOWN_COLUMNS - 1)
-    tables = [markdown(*_columns(header, cells, start, start + MARKDOWN_COLUMNS - 1)) for start in parts]
-    return "\n".join([*tables, *(markdown(*costs) for costs in [_published_costs(published)] if costs)])
+    tables = [markdown_cells(*_columns(header, cells, start, start + MARKDOWN_COLUMNS - 1)) for start in parts]
+    return "\n".join([*tables, *(markdown_cells(*costs) for costs in [_published_costs(published)] if costs)])
 
 
 def latex_table(rows: Sequence[Row], published: dict[str, dict[str, float]]) -> str:
@@ -95,7 +95,7 @@ def _all_cells(
     return [*cost_cells_of(row), *scores, *(forgetting_cell(row, name) for name in elsewhere)]
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+def markdown_cells(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """One table."""
     lines = [header, *(["<br>".join(cell) for cell in row] for row in rows)]
     texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

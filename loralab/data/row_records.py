@@ -21,7 +21,7 @@ def hashes_of(about: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def card_of(rows: AnySplit) -> dict[str, Any]:
+def builtin_card(rows: AnySplit) -> dict[str, Any]:
     """The card of an embedded data set: what it was made from on this machine."""
     return {"card": builtin_data.card(rows.name)} if rows.name.startswith(builtin_data.PREFIX) else {}
 

@@ -109,7 +109,7 @@ class Findings(dict[str, Finding]):
     def lines(self, policies: Mapping[str, str]) -> list[str]:
         """ "3 with an empty cell, skipped (rows 2, 5, 9)" for each kind; `policies` are the recipe's data settings."""
         return [
-            f"{finding.count:,} {WORDS[kind]}, {DEED[policies.get(POLICY.get(kind, ''), '')]} ({numbers(finding)})"
+            f"{finding.count:,} {WORDS[kind]}, {DEED[policies.get(POLICY.get(kind, ''), '')]} ({row_numbers(finding)})"
             for kind, finding in self.items()
         ]
 
@@ -120,7 +120,7 @@ class Findings(dict[str, Finding]):
     def stop(self, title: str, policies: Mapping[str, str]) -> None:
         """Raises `DataError` where the recipe wants a stop at what was found."""
         found = [
-            f"{finding.count:,} {WORDS[kind]} ({numbers(finding)}), and data.{POLICY[kind]} is stop"
+            f"{finding.count:,} {WORDS[kind]} ({row_numbers(finding)}), and data.{POLICY[kind]} is stop"
             for kind, finding in self.items()
             if policies.get(POLICY.get(kind, "")) == "stop"
         ]
@@ -129,7 +129,7 @@ class Findings(dict[str, Finding]):
             raise DataError(f"{title}: rows {'; '.join(found)}. Mend them, or change {' and '.join(keys)} in data.")
 
 
-def numbers(finding: Finding) -> str:
+def row_numbers(finding: Finding) -> str:
     """ "row 7" or "rows 1, 2, 3, 4, 5, ..."."""
     shown = ", ".join(map(str, finding.rows[:NUMBERS_SHOWN]))
     return f"row {shown}" if finding.count == 1 else f"rows {shown}{', ...' if finding.count > NUMBERS_SHOWN else ''}"

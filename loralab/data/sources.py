@@ -76,7 +76,7 @@ def splits_of(name: str) -> list[str]:
 
 
 def embedded_place(name: str, split: str) -> Place:
-    title, rows = f"{name}, split {split!r}", builtin_data.read(name, split)
+    title, rows = f"{name}, split {split!r}", builtin_data.read_rows(name, split)
 
     def records() -> Iterator[Record]:
         for number, cells in enumerate(rows, start=1):

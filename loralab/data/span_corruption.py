@@ -79,7 +79,7 @@ def chunk_length(objective: str, max_source_length: int, max_target_length: int)
     return most
 
 
-def check_lengths(data: DataSettings) -> None:
+def check_objective_lengths(data: DataSettings) -> None:
     """Raises RecipeError where the recipe's lengths are too short for its objective, before anything is read."""
     if data.objective:
         assert isinstance(data.max_source_length, int) and isinstance(data.max_target_length, int)

@@ -27,9 +27,9 @@ from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
 from loralab.data.batches import collate, evaluation_batches
 from loralab.data.cache import ArrayFile, Facts, cached
-from loralab.data.lengths import check_lengths as check_positions
+from loralab.data.lengths import check_lengths
 from loralab.data.sources import splits_of
-from loralab.data.span_corruption import Encoded, check_lengths
+from loralab.data.span_corruption import Encoded, check_objective_lengths
 from loralab.data.splits import Split, announce, read_split
 from loralab.engine import Engine
 from loralab.errors import DataError, about
@@ -74,7 +74,7 @@ def read_held_out(recipe: Recipe) -> dict[str, Split]:
     rows: dict[str, Split] = {}
     for name, data in recipe.forgetting.items():
         with about(f"forgetting.{name}"):
-            check_lengths(data)
+            check_objective_lengths(data)
             rows[name] = read_split(data, _held_out_split(data))
             say(f"forgetting.{name}: {announce(rows[name], data)}")
     return rows
@@ -100,7 +100,7 @@ def encode_held_out(engine: Engine, recipe: Recipe, rows: Mapping[str, Split]) -
     for name, split in rows.items():
         data, training = recipe.forgetting[name], recipe.training.model_copy(update={"seed": MASKS})
         with about(f"forgetting.{name}"):
-            check_positions(data, data.lengths, 0, engine.causal, engine.positions)
+            check_lengths(data, data.lengths, 0, engine.causal, engine.positions)
             if engine.labels is not None:
                 check_split(engine.labels, split, quietly=True)
             own = recipe.model_copy(update={"data": data, "training": training})
@@ -198,7 +198,7 @@ def _of(name: str, lines: Sequence[dict[str, Any]]) -> Forgotten:
     return Forgotten(Scores(groups, {"loss": before}, tokens), Scores(groups, {"loss": after}, tokens))
 
 
-def in_words(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+def forgetting_in_words(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """ "forgot: general 3.210 -> 3.402 (+0.192)", of each data set; nothing where there is none."""
     digits = LOSS.digits
     said = (

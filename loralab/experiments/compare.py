@@ -31,7 +31,7 @@ from loralab.experiments.run_variants import run_all
 from loralab.experiments.variants import PlannedRun, plan_runs
 from loralab.models.checkpoint_files import model_folder, read_config, weight_files
 from loralab.planning.predicted import prediction_markdown
-from loralab.reports.samples import IN_FILE, markdown, read_compared_rows
+from loralab.reports.samples import IN_FILE, read_compared_rows, samples_markdown
 from loralab.runs.folder import (
     RECIPES,
     RESULTS,
@@ -112,5 +112,5 @@ def _write(results: dict[str, Any], runs: Sequence[PlannedRun], recipe: Recipe, 
     write_text(folder / "table.md", "\n".join(filter(None, tables)))
     write_text(folder / "table.tex", latex_table(results["rows"], recipe.published))
     finished = {name: finished_runs(runs, name) for name in recipe.variants}
-    write_text(folder / "samples.md", markdown(read_compared_rows(first_seeds(finished), IN_FILE)))
+    write_text(folder / "samples.md", samples_markdown(read_compared_rows(first_seeds(finished), IN_FILE)))
     draw_comparison(results, {run.name: run.folder for some in finished.values() for run in some}, folder)

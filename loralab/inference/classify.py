@@ -11,7 +11,7 @@ from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
 from loralab.data.inputs import InputTexts
 from loralab.evaluation.classification import Answers, answer_texts
-from loralab.inference.saved_model import lengths_of, open_trained
+from loralab.inference.saved_model import open_trained, trained_lengths
 from loralab.metrics.labels import Labels
 
 SHOWN = 5  # labels in a line
@@ -29,7 +29,7 @@ class TextClassifier:
             labels: those that the run recorded, for what was saved without any.
         """
         self.engine = open_trained(recipe, saved, labels)
-        self.max_length, _ = lengths_of(self.engine, recipe)
+        self.max_length, _ = trained_lengths(self.engine, recipe)
 
     def choose(self, texts: Sequence[str]) -> Answers:
         """What it says to each."""

@@ -34,7 +34,7 @@ def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dic
     engine = open_trained(recipe, saved, labels)
     if engine.labels is not None:
         check_split(engine.labels, rows)
-    lengths = lengths_of(engine, recipe, reads_rows=True)
+    lengths = trained_lengths(engine, recipe, reads_rows=True)
     training = read_training_rows(recipe) if recipe.evaluation.shots else None
     asked = encode_asked(engine, recipe, rows, lengths, training)
     scores = evaluate(engine, recipe, rows, asked, None)
@@ -78,7 +78,7 @@ def merge_saved(trained: Path, out: Path, base: str | None) -> str:
     return merge(recipe.model.name, saved, out)
 
 
-def lengths_of(engine: Engine, recipe: Recipe, reads_rows: bool = False) -> tuple[int, int]:
+def trained_lengths(engine: Engine, recipe: Recipe, reads_rows: bool = False) -> tuple[int, int]:
     """Returns the longest source and target in tokens: those of the training, unless an override says otherwise.
 
     Args:

@@ -18,7 +18,7 @@ from loralab.data.tokenization import encode_sources
 from loralab.data.training_rows import read_training_rows
 from loralab.errors import DataError
 from loralab.evaluation.rows import after_shots
-from loralab.inference.saved_model import lengths_of, open_trained
+from loralab.inference.saved_model import open_trained, trained_lengths
 from loralab.runs.find_saved_model import NO_ROWS
 
 
@@ -32,7 +32,7 @@ class TextGenerator:
         self.training = read_training_rows(recipe) if recipe.evaluation.shots else None
         self.engine = open_trained(recipe, saved)
         self.decoding, self.prompt = recipe.evaluation, self.engine.prompt
-        self.max_length, _ = lengths_of(self.engine, recipe)
+        self.max_length, _ = trained_lengths(self.engine, recipe)
 
     @property
     def streams(self) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loralab.config.recipe import Recipe
-from loralab.console.tables import Cell, Row, layout, markdown, memory
+from loralab.console.tables import Cell, Row, layout, markdown_cells, memory
 from loralab.cost.base import Base, Unknown, find_base
 from loralab.cost.model import Shape
 from loralab.cost.variant import PRECISIONS, cost_of, run_of, sizes_of, trained_by
@@ -68,7 +68,7 @@ def prediction_table(rows: Sequence[Row]) -> str:
 def prediction_markdown(rows: Sequence[Row]) -> str:
     """For documents."""
     cells = _cells(rows)
-    return markdown(HEADER, cells) if cells else ""
+    return markdown_cells(HEADER, cells) if cells else ""
 
 
 def _cells(rows: Sequence[Row]) -> list[list[Cell]]:

@@ -55,7 +55,7 @@ def evenly_spaced(rows: Sequence[ComparedRow], count: int) -> list[ComparedRow]:
     return [rows[int(place * step)] for place in range(min(count, len(rows)))]
 
 
-def markdown(samples: Sequence[ComparedRow]) -> str:
+def samples_markdown(samples: Sequence[ComparedRow]) -> str:
     """samples.md."""
     return "\n".join(["# The same rows, answered by every variant", "", *(_section(sample) for sample in samples)])
 
@@ -73,7 +73,7 @@ def _quoted(text: str) -> str:
     return "\n".join("    " + line for line in text.splitlines()) if text.strip() else "*(nothing)*"
 
 
-def terminal(samples: Sequence[ComparedRow], width: int = 80) -> str:
+def samples_in_terminal(samples: Sequence[ComparedRow], width: int = 80) -> str:
     """For the end of a comparison; long sources are cut."""
     return "\n\n".join(_lines(sample, width) for sample in samples)
 

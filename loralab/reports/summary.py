@@ -13,13 +13,13 @@ from loralab.metrics import BITS, COLUMNS
 from loralab.metrics.floors import FLOOR_NAMES
 from loralab.planning.predicted import prediction_table
 from loralab.reports.epochs import epochs_table
-from loralab.reports.samples import ComparedRow, terminal
+from loralab.reports.samples import ComparedRow, samples_in_terminal
 
 
 def report(results: dict[str, Any]) -> str:
     """Everything that `loralab compare` prints at its end."""
     samples = [ComparedRow(**sample) for sample in results["samples"]]
-    parts = [terminal(samples), terminal_tables(results["rows"], results["published"])]
+    parts = [samples_in_terminal(samples), terminal_tables(results["rows"], results["published"])]
     parts.append(prediction_table(results["rows"]))
     parts += [
         epochs_table(results["epochs"], column, results.get("published_epochs", {}))

@@ -104,7 +104,7 @@ def _adapter_tree(path: Path) -> dict[str, Any]:
     """The recipe in an adapter's loralab.json, or what PEFT's config says where there is none."""
     from loralab.adapters import files
 
-    stored = files.read(path)
+    stored = files.read_adapter(path)
     return _card_tree(path) or {
         "name": path.resolve().name,
         "model": {"name": stored.base_name},

@@ -10,7 +10,7 @@ from loralab.config.data import DataSettings
 from loralab.config.recipe import Recipe
 from loralab.console.progress import say
 from loralab.data.mixture import Mixture, Trained
-from loralab.data.row_records import card_of, describe_rows
+from loralab.data.row_records import builtin_card, describe_rows
 from loralab.data.sequence_packing import PackedSplit
 from loralab.data.span_corruption import Encoded, MaskedSplit
 from loralab.data.splits import AnySplit, Split, StreamedSplit, announce
@@ -117,7 +117,7 @@ def describe_datasets(datasets: RunDatasets, tokens: TokenizedDatasets) -> dict[
     if tokens.training is None:
         return about
     main = tokens.training.parts[0] if isinstance(tokens.training, Mixture) else tokens.training
-    trained_on = describe_rows(datasets.training, main) | card_of(datasets.training)
+    trained_on = describe_rows(datasets.training, main) | builtin_card(datasets.training)
     if isinstance(tokens.training, Mixture):
         trained_on |= _about_mixture(datasets, tokens.training)
     return about | {"trained_on": trained_on}
@@ -129,7 +129,10 @@ def _about_mixture(datasets: RunDatasets, encoded: Mixture) -> dict[str, Any]:
     sets = zip(datasets.mixture.items(), encoded.parts[1:], others, strict=True)
     return first | {
         "mixture": {
-            name: describe_rows(rows, part) | card_of(rows) | {"leaked": leaked_rows(rows, datasets.evaluated)} | share
+            name: describe_rows(rows, part)
+            | builtin_card(rows)
+            | {"leaked": leaked_rows(rows, datasets.evaluated)}
+            | share
             for (name, rows), part, share in sets
         }
     }

@@ -13,8 +13,7 @@ from loralab.console.progress import say
 from loralab.data.lengths import check_lengths, resolve_lengths
 from loralab.data.mixture import Mixture
 from loralab.data.sequence_packing import PackedSplit
-from loralab.data.span_corruption import Encoded
-from loralab.data.span_corruption import check_lengths as check_objective
+from loralab.data.span_corruption import Encoded, check_objective_lengths
 from loralab.data.splits import AnySplit, StreamedSplit, announce, index_split
 from loralab.data.tokenization import prompt_of
 from loralab.engine import Engine
@@ -28,7 +27,7 @@ def read_mixture(recipe: Recipe) -> dict[str, StreamedSplit]:
     rows: dict[str, StreamedSplit] = {}
     for name, data in recipe.mixture.items():
         with about(f"mixture.{name}"):
-            check_objective(data)
+            check_objective_lengths(data)
             rows[name] = index_split(data, "train")
     return rows
 

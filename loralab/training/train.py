@@ -70,7 +70,7 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         check_free(out)
     check_extras(recipe, trains=True)
     check_sizes(recipe)
-    span_corruption.check_lengths(recipe.data)
+    span_corruption.check_objective_lengths(recipe.data)
     datasets = read_run_datasets(recipe)  # first, so that a missing split or column is found before an hour of training
     place = out if resume else None
     with _place_for_base(recipe, place, out) as place:

@@ -17,7 +17,7 @@ from tiny import make_t5
 from torch import nn
 
 from loralab import LoRASpec, attach, load_adapter
-from loralab.adapters.files import read
+from loralab.adapters.files import read_adapter
 from loralab.errors import AdapterError
 from loralab.on_torch.loading.load import load_weights
 
@@ -127,7 +127,7 @@ def test_a_bf16_adapter_of_pefts_is_read(base: Path, tmp_path: Path) -> None:
     file = tmp_path / "a/adapter_model.safetensors"
     rounded = {name: tensor.bfloat16() for name, tensor in load_file(file).items()}
     save_file(rounded, file, metadata={"format": "pt"})
-    for module, parts in read(tmp_path / "a").updates.items():
+    for module, parts in read_adapter(tmp_path / "a").updates.items():
         for part, array in parts.items():
             assert torch.equal(
                 torch.from_numpy(array.copy()), rounded[f"base_model.model.{module}.lora_{part}.weight"].float()

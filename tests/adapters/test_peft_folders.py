@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from loralab import LoRASpec, attach, load_adapter
-from loralab.adapters.files import read
+from loralab.adapters.files import read_adapter
 from loralab.config.loading import load_recipe
 from loralab.errors import AdapterError, TargetError, UserError
 from loralab.inference.saved_model import merge_saved
@@ -128,7 +128,7 @@ def test_gradients_on_embeddings_are_pefts(case: str, tmp_path: Path) -> None:
 def test_copies_of_the_base_beside_lora_are_no_part_of_it(make: Any, layout: str, tmp_path: Path) -> None:
     model = make(make_t5(tmp_path / "base", layout))
     peft = saved_with_embeddings(tmp_path / "base", tmp_path / "a")
-    assert {"lm_head.weight", "shared.weight"} <= set(read(tmp_path / "a").tuned)
+    assert {"lm_head.weight", "shared.weight"} <= set(read_adapter(tmp_path / "a").tuned)
     assert not load_adapter(model, tmp_path / "a").tuned
     torch.testing.assert_close(logits(model), logits(peft))
     assert not load_adapter(make(tmp_path / "base").to(torch.bfloat16), tmp_path / "a").tuned
@@ -210,16 +210,16 @@ def test_peft_is_told_to_generate_only_where_the_model_can(tmp_path: Path) -> No
     config = T5Config(vocab_size=100, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, num_labels=3)
     model = T5ForSequenceClassification(config)
     attach(model, LoRASpec(rules=["q"])).save(tmp_path)
-    assert read(tmp_path).task_type is None
+    assert read_adapter(tmp_path).task_type is None
     PeftModel.from_pretrained(T5ForSequenceClassification(config), tmp_path)
 
 
 def test_peft_is_told_of_a_head_only_where_the_whole_of_it_is_saved(tmp_path: Path) -> None:
     attach(roberta(), LoRASpec(rules=["query"], modules_to_save=["classifier.out_proj"])).save(tmp_path)
-    assert read(tmp_path).task_type is None
+    assert read_adapter(tmp_path).task_type is None
     PeftModel.from_pretrained(roberta(), tmp_path)
     attach(roberta(), LoRASpec(rules=["query"], modules_to_save=["classifier"])).save(tmp_path)
-    assert read(tmp_path).task_type == "SEQ_CLS"
+    assert read_adapter(tmp_path).task_type == "SEQ_CLS"
     PeftModel.from_pretrained(roberta(), tmp_path)
 
 

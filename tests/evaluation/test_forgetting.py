@@ -229,7 +229,7 @@ def test_the_ending_says_it_in_a_line(workshop: Path, elsewhere: dict[str, Any],
     of = {name: about["before"]["value"] for name, about in json.loads(written)["forgetting"].items()}
     expected = ", ".join(f"{name} {value:.3f} -> {value:.3f} (+0.000)" for name, value in of.items())
     assert f"\nforgot: {expected}\nTry it:" in said and list(of) == ["chats", "general"]
-    assert forgetting.in_words({}) == ""
+    assert forgetting.forgetting_in_words({}) == ""
 
 
 def test_rows_that_are_trained_on_are_told(workshop: Path, elsewhere: dict[str, Any], tmp_path: Path) -> None:

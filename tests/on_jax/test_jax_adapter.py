@@ -23,7 +23,7 @@ from tiny import make_t5
 
 from loralab import LoRASpec, attach
 from loralab import load_adapter as load_in_torch
-from loralab.adapters.files import read
+from loralab.adapters.files import read_adapter
 from loralab.errors import AdapterError, TargetError
 from loralab.on_jax import lora_init
 from loralab.on_jax.adapters.adapter_io import load_adapter, save_adapter
@@ -155,7 +155,7 @@ def test_the_oracle_judges_both_engines(case: str, base: Path, loaded: tuple[T5,
     """From one folder, each merged matrix is the one that NumPy makes of the same files."""
     (model, params), spec = loaded, LoRASpec(**T5_CASES[case])
     save_adapter(tmp_path, model, params, spec, moved(lora_init(spec, model.forward, params)[0]))
-    files, weights = read(tmp_path), to_hugging_face(params)
+    files, weights = read_adapter(tmp_path), to_hugging_face(params)
     in_jax, trainable = load_adapter(tmp_path, model, params)
     engines = [
         to_hugging_face(lora_init(in_jax, model.forward, params)[2](trainable)),

@@ -105,7 +105,7 @@ def test_what_each_method_trains(classifiers: dict[str, Path]) -> None:
 
 def test_a_stage_leaves_what_it_does_not_train(classifiers: dict[str, Path]) -> None:
     first, head, last = (
-        adapter.read(classifiers[f"distilbert {name}"] / "adapter")
+        adapter.read_adapter(classifiers[f"distilbert {name}"] / "adapter")
         for name in ("lora", "head after lora", "lora after head after lora")
     )
     assert not first.tuned and head.tuned and set(head.tuned) == set(last.tuned)

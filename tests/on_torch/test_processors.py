@@ -18,7 +18,7 @@ from loralab.on_torch.models import kv_cache as written
 from loralab.on_torch.ops import onednn_linear as product
 from loralab.on_torch.ops.linear import dense_weight
 from loralab.on_torch.ops.onednn_linear import by_onednn, linear, prepacked_weights
-from loralab.on_torch.ops.probe import Probe, numbers
+from loralab.on_torch.ops.probe import Probe, trial_numbers
 from loralab.on_torch.profiling.meter import Meter
 from loralab.on_torch.quantization import nf4
 from loralab.on_torch.quantization.quantize import quantize_linear
@@ -102,7 +102,7 @@ class Trials:
 
     def __call__(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         self.calls += 1
-        right = numbers(4, dtype=dtype, device=device)
+        right = trial_numbers(4, dtype=dtype, device=device)
         return self.found(right), right
 
 
@@ -161,12 +161,12 @@ def test_without_the_operations_all_numbers_are_pytorchs_own(
     monkeypatch.setattr(product, "SMALL", 1)
     model = by_onednn(nn.Sequential(nn.Linear(64, 70), nn.GELU())).to(dtype)
     weight, bias = model[0].weight, model[0].bias
-    x = numbers(3, 64, dtype=dtype)
+    x = trial_numbers(3, 64, dtype=dtype)
     assert torch.equal(linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
     with torch.no_grad(), prepacked_weights(model):
         assert model[0].layout is None
         assert torch.equal(model(x), model[1](torch.nn.functional.linear(x, weight, bias)))
-    weights, rows = numbers(2, 2, 1, 5, dtype=dtype), numbers(2, 2, 5, 8, dtype=dtype)
+    weights, rows = trial_numbers(2, 2, 1, 5, dtype=dtype), trial_numbers(2, 2, 5, 8, dtype=dtype)
     assert torch.equal(written.summed(weights, rows), weights @ rows)
     assert choose_dtype("auto", CPU)[0] in (torch.float32, torch.bfloat16)
 

@@ -20,7 +20,7 @@ from loralab.atomic_files import whole_folder
 from loralab.config.lora import LoRASpec, pattern_matches
 from loralab.errors import AdapterError
 from loralab.on_jax.adapters.lora import Trainable, adapt
-from loralab.on_jax.adapters.weights import read
+from loralab.on_jax.adapters.weights import weights_of_tree
 from loralab.on_jax.models.t5 import T5
 from loralab.on_jax.models.t5_layers import Params
 from loralab.on_jax.names import as_on_disk, leaves, name_on_disk, transposed
@@ -46,14 +46,14 @@ def save_adapter(
             trainable is not of this spec.
         TargetError: the spec changes the embedding, see `why_not_shared`.
     """
-    content = to_files(model, params, spec, trainable, base_name)
+    content = adapter_arrays(model, params, spec, trainable, base_name)
     with whole_folder(Path(folder)) as part:
-        files.write(part, content)
+        files.write_adapter(part, content)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
 
 
-def to_files(
+def adapter_arrays(
     model: T5, params: Params, spec: LoRASpec, trainable: Trainable, base_name: str | None = None
 ) -> AdapterFiles:
     """The adapter as arrays."""
@@ -73,7 +73,9 @@ def to_files(
         spec=spec,
         updates={name: {part: _array(array) for part, array in parts.items()} for name, parts in updates.items()},
         tuned=tuned,
-        embeddings=frozenset(w.module for w in read(params, {}) if w and w.embedding and w.module in updates),
+        embeddings=frozenset(
+            w.module for w in weights_of_tree(params, {}) if w and w.embedding and w.module in updates
+        ),
         base_name=base_name,
         task_type="SEQ_2_SEQ_LM",
         card={
@@ -101,7 +103,7 @@ def load_adapter(folder: str | Path, model: T5, params: Params) -> tuple[LoRASpe
             fit; it has LoRA on a weight that it replaces; it changes the embedding.
     """
     _refuse_others(model)
-    stored = check_compatibility(files.read(folder), _base(model, params), folder)
+    stored = check_compatibility(files.read_adapter(folder), _base(model, params), folder)
     if not stored.updates:
         raise AdapterError(f"{folder} holds no update of LoRA's, only parameters that it replaces; PyTorch loads it.")
     whole = {name.rpartition(".")[0] for name in stored.tuned}
@@ -142,7 +144,7 @@ def _base(model: T5, params: Params, name: str | None = None) -> BaseDescription
     }
     maps = {
         weight.module: (weight.shape[weight.axes.index("o")], weight.shape[weight.axes.index("i")])
-        for weight in read(params, {})
+        for weight in weights_of_tree(params, {})
         if weight is not None and weight.axes is not None
     }
 

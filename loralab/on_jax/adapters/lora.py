@@ -33,7 +33,7 @@ from loralab.errors import AdapterError, TargetError, nearest
 from loralab.on_jax.adapters.any_function import Scope, call
 from loralab.on_jax.adapters.factored import Factored, dense
 from loralab.on_jax.adapters.selection import selected, trained_whole
-from loralab.on_jax.adapters.weights import Weight, read
+from loralab.on_jax.adapters.weights import Weight, weights_of_tree
 from loralab.on_jax.ops.dropout import Masks
 
 Trainable = dict[str, Any]
@@ -76,7 +76,7 @@ def lora_init(
 
 def adapt(spec: LoRASpec, f: Callable[..., Any], params: Any, *, axes: Mapping[str, str] | None = None) -> Adapted:
     """f with LoRA, as a function of base and trainable; of params it reads names, shapes and dtypes alone. Raises as `lora_init`."""
-    leaves = read(params, axes or {})
+    leaves = weights_of_tree(params, axes or {})
     weights = [weight for weight in leaves if weight is not None]
     targets = [] if spec.disabled else selected(spec, weights)
     whole = trained_whole(spec, weights, targets)

@@ -87,7 +87,7 @@ class Weight:
         return layers, inputs, outputs
 
 
-def read(params: Any, said: Mapping[str, str]) -> list[Weight | None]:
+def weights_of_tree(params: Any, said: Mapping[str, str]) -> list[Weight | None]:
     """What each leaf of the tree is, in the tree's order; None for a leaf that is no array.
 
     Args:

@@ -53,7 +53,7 @@ def read_compatible(model: nn.Module, folder: str | Path) -> AdapterFiles:
         shared=shared_parameters(model, modules),
         holds=lambda name, values: _holds(in_files(model, name, parameters[name]), torch.from_numpy(values.copy())),
     )
-    return compatibility.check_compatibility(files.read(folder), base, folder)
+    return compatibility.check_compatibility(files.read_adapter(folder), base, folder)
 
 
 def _holds(weight: Tensor, values: Tensor) -> bool:

@@ -217,7 +217,7 @@ class Adapter:
         self._attachment()
         content = self.to_files()
         with whole_folder(Path(folder)) as part:
-            files.write(part, content)
+            files.write_adapter(part, content)
             if tokenizer is not None:
                 tokenizer.save_pretrained(part)
 

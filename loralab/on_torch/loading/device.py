@@ -10,14 +10,14 @@ from torch import Tensor
 
 from loralab.errors import ModelError
 from loralab.on_torch.ops.onednn_linear import linear
-from loralab.on_torch.ops.probe import Probe, numbers
+from loralab.on_torch.ops.probe import Probe, trial_numbers
 
 PROBE_SIZE, PROBE_RUNS = 1024, 7
 WORTH_IT = 0.9  # bfloat16 must take less than this share of fp32's time: it also costs digits
 
 
 def _try_bfloat16(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    x, weight = numbers(3, 40, dtype=dtype), numbers(24, 40, dtype=dtype)
+    x, weight = trial_numbers(3, 40, dtype=dtype), trial_numbers(24, 40, dtype=dtype)
     return (x.to(device) @ weight.to(device).T).cpu(), x.float() @ weight.float().T
 
 

@@ -40,7 +40,7 @@ from loralab.models.pretrained import from_pretrained, refuse_code
 from loralab.models.t5 import drop_copies, parse_config
 from loralab.on_torch.adapters.base import quantization_of
 from loralab.on_torch.loading.device import choose_device, choose_dtype
-from loralab.on_torch.models.gpt2 import GPT2, drop_tied_head, from_files, to_files
+from loralab.on_torch.models.gpt2 import GPT2, drop_tied_head, from_files, in_file_layout
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.ops.onednn_linear import by_onednn
 from loralab.on_torch.quantization.quantize import Quantization, load_quantized, quantization
@@ -225,7 +225,7 @@ def save_model(model: nn.Module, folder: Path, source: Path, tokenizer: PreTrain
 
 def _write_model(model: nn.Module, folder: Path, source: Path) -> None:
     if isinstance(model, T5 | GPT2):
-        named = to_files(model.state_dict()) if isinstance(model, GPT2) else model.state_dict()
+        named = in_file_layout(model.state_dict()) if isinstance(model, GPT2) else model.state_dict()
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
         copy_configs(source, folder, dtype=str(next(iter(weights.values())).dtype).removeprefix("torch."))

@@ -20,7 +20,7 @@ from loralab.models import gpt2, is_gpt2, t5
 from loralab.models.checkpoint_files import SAFETENSORS, load_tokenizer, model_folder
 from loralab.models.gpt2 import GPT2Config
 from loralab.models.t5 import T5Config
-from loralab.on_torch.models.gpt2 import GPT2, to_files
+from loralab.on_torch.models.gpt2 import GPT2, in_file_layout
 from loralab.on_torch.models.t5 import T5
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def write_model(config: T5Config | GPT2Config, seed: int, folder: Path) -> None:
     if isinstance(config, GPT2Config):
         with torch.device("meta"):
             shapes = GPT2(config).state_dict()
-        weights = to_files(_drawn(shapes, lambda name: gpt2.deviation(name, config), seed))
+        weights = in_file_layout(_drawn(shapes, lambda name: gpt2.deviation(name, config), seed))
         raw = gpt2.config_json(config)
     else:
         with torch.device("meta"):

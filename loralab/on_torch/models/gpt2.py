@@ -2,7 +2,7 @@
 
 Radford et al. 2019, https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf;
 module names are those of Hugging Face's checkpoints, so that LoRA rules and PEFT's adapters fit as they are. Files hold
-the matrices of c_attn, c_proj and c_fc as [in, out]; here they are [out, in] like every other (`from_files`, `to_files`).
+the matrices of c_attn, c_proj and c_fc as [in, out]; here they are [out, in] like every other (`from_files`, `in_file_layout`).
 q, k and v stay one matrix, c_attn, which is what adapters wrap. How large new weights are: models/gpt2.py.
 
 Shapes:  B rows   S tokens of a row   N predicted tokens of a batch   D n_embd   H heads   E size of a head   V vocabulary
@@ -278,7 +278,7 @@ def from_files(tensors: Iterable[tuple[str, Tensor]], config: GPT2Config) -> Ite
         yield ours, tensor
 
 
-def to_files(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def in_file_layout(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our weights as Hugging Face's files have them."""
     return {name: tensor.T if name.endswith(TURNED) else tensor for name, tensor in weights.items()}
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loralab.on_torch.ops.probe import Probe, numbers
+from loralab.on_torch.ops.probe import Probe, trial_numbers
 
 MORE = 64
 """Positions by which the room grows."""
@@ -111,7 +111,7 @@ def _numbers(groups: int, queries: int, terms: int) -> Tensor:
 
 
 def _try_bag(dtype: torch.dtype, _: torch.device) -> tuple[Tensor, Tensor]:
-    weights_NHMK, rows_NHKX = numbers(2, 3, 2, 5, dtype=dtype), numbers(2, 3, 5, 16, dtype=dtype)
+    weights_NHMK, rows_NHKX = trial_numbers(2, 3, 2, 5, dtype=dtype), trial_numbers(2, 3, 5, 16, dtype=dtype)
     return _bagged(weights_NHMK, rows_NHKX), weights_NHMK.float() @ rows_NHKX.float()
 
 

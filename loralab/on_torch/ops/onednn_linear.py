@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from loralab.on_torch.ops.probe import Probe, numbers
+from loralab.on_torch.ops.probe import Probe, trial_numbers
 
 HAS_ONEDNN = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
 SMALL = 2**20
@@ -130,7 +130,7 @@ def _layout(weight_OI: Tensor) -> Tensor:
 
 def _operands(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """x [3, 40], W [24, 40] and b [24] for a trial."""
-    return numbers(3, 40, dtype=dtype), numbers(24, 40, dtype=dtype), numbers(24, dtype=dtype)
+    return trial_numbers(3, 40, dtype=dtype), trial_numbers(24, 40, dtype=dtype), trial_numbers(24, dtype=dtype)
 
 
 def _try_product(dtype: torch.dtype, _: torch.device) -> tuple[Tensor, Tensor]:

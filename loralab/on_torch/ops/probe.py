@@ -65,7 +65,7 @@ class Probe:
         return failures[0] if failures else None
 
 
-def numbers(*shape: int, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
+def trial_numbers(*shape: int, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
     """Small known numbers that every dtype holds exactly; no random stream is touched."""
     count = torch.Size(shape).numel()
     return ((torch.arange(count) * 5 % 11 - 5) / 4).view(shape).to(device, dtype)

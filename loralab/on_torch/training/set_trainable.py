@@ -72,7 +72,7 @@ def _with_head(model: nn.Module, recipe: Recipe, start: Path | None) -> Adapter:
 
 def _with_updates(model: nn.Module, recipe: Recipe, start: Path | None, fresh: Sequence[str]) -> Adapter:
     """Updates, and the head where it must be saved: as it is trained, or as the base lacks it."""
-    stored = None if start is None else files.read(start)
+    stored = None if start is None else files.read_adapter(start)
     head = set(head_parameters(model))
     spec = recipe.spec()
     if fresh or recipe.training.head == "trained" or (stored is not None and head & set(stored.tuned)):
