@@ -179,8 +179,7 @@ import sys
 
 sys.modules["torch"] = None
 from loralab import LoRASpec
-from loralab.on_jax.generation import generate
-from loralab.on_jax import load_adapter, load_model, lora_init, save_adapter, save_model
+from loralab.on_jax import generate, load_adapter, load_model, lora_init, save_adapter, save_model
 
 model, params, tokenizer = load_model("embedded:tiny-t5", dtype="float32")
 trainable, _, merge_fn = lora_init(LoRASpec(rules="q"), model.forward, params)
