@@ -7,7 +7,7 @@ run or an adapter.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from loralab.data.prompts import Prompt
     from loralab.data.span_corruption import Encoded
     from loralab.metrics.labels import Labels
+    from loralab.models.lookup import Base
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,114 @@ class StepProfile:
     """Of matrix products."""
     peak_bytes: int = 0
     """Of tensors, at one time."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """The size of a batch."""
+
+    rows: int
+    source: int
+    target: int
+    """Tokens of the longest row; of packed rows and of whole texts all tokens are target."""
+    padded: bool = False
+    """Whether a source is shorter than the longest."""
+    target_tokens: int = 0
+    """Target tokens of all rows that are predicted, padding apart."""
+    packed: bool = False
+    """Whether several texts stand side by side in a row."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What of a recipe decides the memory of a step, and may be changed to fit a machine."""
+
+    dtype: str
+    """Of weights and products: float32 or bfloat16."""
+    device: str
+    """Kind of device: cpu, cuda or mps."""
+    checkpointing: bool = False
+    accumulate: int = 1
+    quantize: str | None = None
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one training step takes. Bytes are of tensors alone, without the process around them."""
+
+    flops: int
+    """Of matrix products."""
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """Held for the backward pass when the forward pass has ended."""
+    logits: int
+    """The widest piece of them at one time."""
+    peak: int
+    """The most at one time; not the sum of the others, which are not all there together."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model and of what a recipe trains of it, whatever the batch."""
+
+    trainable: int
+    total: int
+    """Parameters of base and updates together."""
+    base_parameters: int
+    matrices: Sequence[tuple[int, int]]
+    """Shapes [out, in] of the linear modules that a quantised base packs."""
+    saved: Mapping[str, tuple[int, ...]]
+    """Shapes of the tensors in the adapter's file, by name without PEFT's prefix; none where all weights are trained."""
+    causal: bool
+    """Source and target are one sequence to it."""
+    positions: int | None
+    """Tokens of the longest row of a classifier with learnt positions; None where there is no bound."""
+
+
+class CannotTrace(Exception):
+    """A class of model whose step does not run without numbers; its text is the reason."""
+
+
+class TracedModel(Protocol):
+    """A model without numbers, made ready for a recipe's method."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
+
+    @property
+    def trains_head_alone(self) -> bool:
+        """Whether steps run on stored states of a frozen encoder (training/feature_cache.py)."""
+
+    def step_cost(self, settings: StepSettings, shapes: Sequence[BatchShape], first: bool = False) -> StepCost:
+        """Cost of one step of these batches, whose gradients are added up.
+
+        Args:
+            first: of a run, before the optimizer has moments.
+
+        Raises:
+            CannotTrace: the class needs numbers.
+        """
+
+    def held_bytes(self, settings: StepSettings) -> int:
+        """Bytes of weights, adapter and optimizer, below which no step's peak lies."""
+
+    def forward_flops(self, settings: StepSettings, shape: BatchShape) -> int:
+        """FLOPs of one forward pass of the whole model, from which nothing learns.
+
+        Raises:
+            CannotTrace: the class needs numbers.
+        """
+
+    def inference_peak(self, settings: StepSettings, shape: BatchShape) -> int:
+        """Bytes of weights, adapter and tensors at their most while rows are answered, in batches as large as generation makes them
+        (config/generation.py): each row of the shape's lengths, with the recipe's beams. Of a classifier the batch itself.
+
+        Raises:
+            CannotTrace: the class needs numbers.
+        """
 
 
 class Engine(Protocol):
@@ -178,9 +287,15 @@ def measure(recipe: Recipe, *planned: Any) -> Any:
     return _module(recipe.model.engine, "profiling.measure").measure(recipe, *planned)
 
 
-def trace(recipe: Recipe, *facts: Any) -> Any:
-    """An architecture that loralab does not know by heart, built without numbers: see on_torch/profiling/meta_trace.py."""
-    return _module(recipe.model.engine, "profiling.meta_trace").trace(recipe, *facts)
+def trace(recipe: Recipe, base: Base) -> TracedModel:
+    """Builds a model without numbers, from which its counts and the cost of its steps are read.
+
+    Raises:
+        ModelError: there is no such class.
+        TargetError: a rule of the recipe selects nothing, or something that cannot be trained.
+    """
+    traced: TracedModel = _module(recipe.model.engine, "profiling.traced_model").traced_model(recipe, base)
+    return traced
 
 
 def _module(engine: str, part: str = "engine") -> Any:

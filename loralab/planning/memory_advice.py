@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from loralab.cost.model import Shape
-from loralab.cost.step import Run
+from loralab.engine import BatchShape, StepSettings
 
-Change = tuple[Run, Shape]
+Change = tuple[StepSettings, BatchShape]
 
 NO_BUDGET = "training.tokens_per_batch=null"  # where a recipe counts tokens, and now rows
 
@@ -22,62 +21,72 @@ class Remedy:
     peak: int
 
 
-def remedy(run: Run, shape: Shape, room: int, quantizable: bool, peak_of: Callable[[Run, Shape], int]) -> Remedy | None:
-    """The first change that fits, of those below in their order; None where none does.
+def remedy(
+    settings: StepSettings,
+    shape: BatchShape,
+    room: int,
+    quantizable: bool,
+    peak_of: Callable[[StepSettings, BatchShape], int],
+) -> Remedy | None:
+    """Returns the first change that fits, of those below in their order; None where none does.
 
     Args:
         room: bytes for tensors.
-        quantizable: whether the base is frozen and not quantised yet.
+        quantizable: the base is frozen and not quantised yet.
         peak_of: what a step takes at most.
     """
-    for changed, rows in _changes(run, shape, quantizable):
-        peak = peak_of(changed, rows)
-        if peak <= room:
-            return Remedy(tuple(overrides(run, shape, changed, rows)), peak)
+    for series in _changes(settings, shape, quantizable):
+        if not series or peak_of(*series[-1]) > room:  # not even the shortest batch
+            continue
+        changed, rows = next(each for each in series if peak_of(*each) <= room)
+        return Remedy(tuple(overrides(settings, shape, changed, rows)), peak_of(changed, rows))
     return None
 
 
-def _changes(run: Run, shape: Shape, quantizable: bool) -> Iterator[Change]:
-    """From cheap to dear: bf16 costs digits; shorter batches some speed, for the same updates; checkpointing a third more
-    time; int8 and nf4 digits of the base. Each alone, then each on top of those before it."""
-    bf16 = [replace(run, itemsize=2)] if run.itemsize == 4 else []
-    again = [] if run.checkpointing else [True]
-    packed = ["int8", "nf4"] if quantizable and run.quantize is None else []
-    yield from ((each, shape) for each in bf16)
-    yield from _shorter(run, shape)
-    yield from ((replace(run, checkpointing=True), shape) for _ in again)
-    yield from ((replace(run, quantize=each), shape) for each in packed)
+def _changes(settings: StepSettings, shape: BatchShape, quantizable: bool) -> Iterator[list[Change]]:
+    """Yields series of changes, each series from the longest batch to the shortest.
+
+    From cheap to dear: bf16 costs digits; shorter batches some speed, for the same updates; checkpointing a third more
+    time; int8 and nf4 digits of the base. Each alone, then each on top of those before it.
+    """
+    bf16 = [replace(settings, dtype="bfloat16")] if settings.dtype == "float32" else []
+    packed = ["int8", "nf4"] if quantizable and settings.quantize is None else []
+    yield from ([(each, shape)] for each in bf16)
+    yield list(_shorter(settings, shape))
+    if not settings.checkpointing:
+        yield [(replace(settings, checkpointing=True), shape)]
+    yield from ([(replace(settings, quantize=each), shape)] for each in packed)
     for best in bf16:
-        yield from _shorter(best, shape)
-    least = replace(run, itemsize=2)
+        yield list(_shorter(best, shape))
+    least = replace(settings, dtype="bfloat16")
     one, short = max(_shorter(least, shape), key=lambda change: change[0].accumulate, default=(least, shape))
-    yield replace(one, checkpointing=True), short
+    yield [(replace(one, checkpointing=True), short)]
     for each in packed:
-        yield from _shorter(replace(least, quantize=each), shape)
-        yield replace(one, checkpointing=True, quantize=each), short
+        yield list(_shorter(replace(least, quantize=each), shape))
+        yield [(replace(one, checkpointing=True, quantize=each), short)]
 
 
-def _shorter(run: Run, shape: Shape) -> Iterator[Change]:
+def _shorter(settings: StepSettings, shape: BatchShape) -> Iterator[Change]:
     """A half of the rows, a quarter, …, each with as many batches more a step."""
-    rows, accumulate = shape.rows, run.accumulate
+    rows, accumulate = shape.rows, settings.accumulate
     while rows > 1:
         rows, accumulate = (rows + 1) // 2, accumulate * 2
         tokens = shape.target_tokens * rows // shape.rows
         yield (
-            replace(run, accumulate=accumulate),
+            replace(settings, accumulate=accumulate),
             replace(shape, rows=rows, padded=shape.padded and rows > 1, target_tokens=tokens),
         )
 
 
-def overrides(run: Run, shape: Shape, changed: Run, rows: Shape) -> Iterator[str]:
+def overrides(settings: StepSettings, shape: BatchShape, changed: StepSettings, rows: BatchShape) -> Iterator[str]:
     """What to type for a change."""
-    if changed.itemsize != run.itemsize:
+    if changed.dtype != settings.dtype:
         yield "model.dtype=bfloat16"
     if rows.rows != shape.rows:
         yield f"training.batch_size={rows.rows}"
         yield NO_BUDGET
         yield f"training.accumulate={changed.accumulate}"
-    if changed.checkpointing and not run.checkpointing:
+    if changed.checkpointing and not settings.checkpointing:
         yield "training.gradient_checkpointing=true"
-    if changed.quantize and not run.quantize:
+    if changed.quantize and not settings.quantize:
         yield f"model.quantize={changed.quantize}"

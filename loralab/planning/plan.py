@@ -1,27 +1,26 @@
 """`loralab plan`: what a recipe will cost, before anything is downloaded, and whether it fits.
 
-Sizes are published ones, or a config file's; lengths are the recipe's. Products and memory are predicted by the forward
-and backward pass on shapes alone (cost/), for the largest batch: every row as long as it may be.
+Sizes are published ones, or a config file's; lengths are the recipe's. Products and memory are those of the real model's
+forward and backward pass, run without numbers (on_torch/profiling/traced_model.py) for the largest batch: every row as long
+as it may be.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from loralab.config.data import ExpectedData
 from loralab.config.recipe import Recipe
-from loralab.cost.base import Base, Unknown, find_base
-from loralab.cost.model import Shape
-from loralab.cost.step import Run, StepCost
-from loralab.cost.variant import PRECISIONS, Sizes, cost_of, forward_flops, run_of, shape_of, sizes_of, trained_by
 from loralab.data.splits import StreamedSplit, index_split
-from loralab.engine import measure, trace
+from loralab.engine import BatchShape, CannotTrace, ModelFacts, StepCost, StepSettings, TracedModel, measure, trace
 from loralab.errors import RecipeError
 from loralab.models.checkpoint_files import load_tokenizer
+from loralab.models.lookup import Base, find_base
 from loralab.planning.memory_advice import NO_BUDGET, remedy
+from loralab.planning.sizes import Sizes, sizes_of
 from loralab.runs.environment import Machine, this_machine
 
 LABELS = 2  # of a classifier whose recipe does not name them
@@ -128,32 +127,42 @@ def _percentiles(recipe: Recipe, training: StreamedSplit, settings: dict[str, in
 
 
 def _row(name: str, recipe: Recipe, lengths: Lengths, machine: Machine, question: PlanOptions) -> dict[str, Any]:
-    classes = None if recipe.data.label is None else len(recipe.data.labels) or LABELS
-    itemsize, dtype_note = itemsize_of(recipe, machine)
-    try:
-        base = find_base(recipe.model, classes)
-    except Unknown as unknown:
-        return _unknown(name, recipe, unknown, lengths, itemsize, machine, dtype_note)
-    trained = trained_by(recipe, base)
-    sizes, run = sizes_of(base, trained, itemsize), run_of(recipe, base, itemsize, machine.kind == "cpu")
-    shape = shape_of(recipe, base, _within(base, lengths))
-    cost = cost_of(recipe, base, trained, run, [shape] * run.accumulate)
-    steps, whole = _whole_run(recipe, base, run, shape, cost, lengths.rows)
+    base = find_base(recipe.model, label_count(recipe))
+    dtype, dtype_note = dtype_of(recipe, machine)
+    traced = trace(recipe, base)
+    facts, settings = traced.facts, settings_of(recipe, dtype, machine.kind)
+    sizes, shape = sizes_of(facts, recipe.training.method, dtype), shape_of(recipe, facts, lengths)
     row = _facts(name, recipe.training.method, sizes) | {
-        "batch": asdict(shape) | {"accumulate": run.accumulate},
-        "dtype": next(key for key, size in PRECISIONS.items() if size == itemsize),
-        "flops_per_step": cost.flops,
-        "steps": steps,
-        "flops": whole,
-        "memory_bytes": {key: value for key, value in asdict(cost).items() if key != "flops"},
-        **_fit(recipe, base, run, shape, cost, machine),
+        "batch": asdict(shape) | {"accumulate": settings.accumulate},
+        "dtype": dtype,
+        "notes": [_origin(recipe, base), *dtype_note],
+        "steps": _steps(recipe, shape, lengths.rows),
     }
-    row["notes"] = [f"{recipe.model.name}: {base.origin}", *dtype_note]
-    if recipe.training.method == "lora":
-        row["saves"] = _saves(recipe, base, run, shape, cost)
+    try:
+        row |= _costs(recipe, traced, settings, shape, row["steps"], lengths.rows)
+        row |= _fit(recipe, traced, settings, shape, row["memory_bytes"]["peak"], machine)
+        if recipe.training.method == "lora":
+            row["saves"] = _saves(recipe, base, settings, shape, row)
+    except CannotTrace as failure:
+        row |= _counts_alone(facts, sizes, settings)
+        row["notes"].append(
+            f"a step of {base.origin} cannot be run without numbers ({failure}): counts alone are known"
+        )
+        return row
     if question.measure and recipe.training.method != "none":
-        row["measured"] = asdict(measure(recipe, base, run, shape, machine.kind, row["dtype"]))
+        row["measured"] = asdict(measure(recipe, base, settings, shape))
     return row | _money(row, lengths, recipe, question)
+
+
+def label_count(recipe: Recipe) -> int | None:
+    """Returns how many labels a classifier's recipe names; None for a model that writes text."""
+    return None if recipe.data.label is None else len(recipe.data.labels) or LABELS
+
+
+def _origin(recipe: Recipe, base: Base) -> str:
+    if base.published:
+        return f"{recipe.model.name}: {base.origin}"
+    return f"{base.origin}: Transformers' class, built without numbers"
 
 
 def _facts(name: str, method: str, sizes: Sizes) -> dict[str, Any]:
@@ -169,56 +178,114 @@ def _facts(name: str, method: str, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def itemsize_of(recipe: Recipe, machine: Machine) -> tuple[int, list[str]]:
-    """Bytes of an element in the recipe's dtype; auto is settled by what the machine can, and a run will try it."""
+def dtype_of(recipe: Recipe, machine: Machine) -> tuple[str, list[str]]:
+    """Returns the dtype of weights and products, and a note where it is a guess: a run tries what auto means."""
     if recipe.model.dtype != "auto":
-        return PRECISIONS[recipe.model.dtype], []
+        return recipe.model.dtype, []
     dtype = "bfloat16" if machine.bfloat16 else "float32"
-    return PRECISIONS[dtype], [f"model.dtype auto is taken as {dtype} here; a run tries which is faster"]
+    return dtype, [f"model.dtype auto is taken as {dtype} here; a run tries which is faster"]
 
 
-def _within(base: Base, lengths: Lengths) -> tuple[int, int]:
-    """No longer than an encoder's positions."""
-    positions = [module.shape[0] for module in base.modules if module.name.endswith("position_embeddings")]
-    return min([lengths.source, *positions]), lengths.target
+def settings_of(recipe: Recipe, dtype: str, device: str) -> StepSettings:
+    """Returns the settings of a recipe's steps. Weights that are all trained are never quantised."""
+    training, quantize = recipe.training, recipe.model.quantize
+    return StepSettings(
+        dtype,
+        device,
+        training.gradient_checkpointing,
+        training.accumulate,
+        None if training.method == "full" else quantize,
+    )
 
 
-def _whole_run(
-    recipe: Recipe, base: Base, run: Run, shape: Shape, cost: StepCost, rows: int | None
-) -> tuple[int | None, int | None]:
-    """(steps, operations) of all epochs, as if every row were as long as it may be."""
+def shape_of(recipe: Recipe, facts: ModelFacts, lengths: Lengths) -> BatchShape:
+    """Returns the largest batch: every row as long as it may be, and no longer than a classifier's positions."""
+    target, source = lengths.target, min(lengths.source, facts.positions or lengths.source)
+    if facts.causal and recipe.data.source is None and recipe.data.messages is None:  # whole texts
+        source = 0
+    rows = recipe.training.batch_size or max(1, (recipe.training.token_budget or 0) // (source + max(target, 1)))
+    learnt = rows * (target - 1 if source == 0 and target > 1 else max(target, 1))
+    return BatchShape(rows, source, target, rows > 1, learnt, recipe.data.packing)
+
+
+def _steps(recipe: Recipe, shape: BatchShape, rows: int | None) -> int | None:
+    """Returns the steps of all epochs, where the number of rows is known."""
     training = recipe.training
     if rows is None or training.method == "none":
-        return None, None
-    steps = ceil(ceil(rows / shape.rows) / training.accumulate) * training.epochs
-    flops = cost.flops * steps
-    if training.method == "head" and not training.frozen_dropout and base.head_forward is not None:
-        flops += forward_flops(base, run, shape) * ceil(rows / shape.rows)  # the frozen part, once
-    return steps, flops
+        return None
+    return ceil(ceil(rows / shape.rows) / training.accumulate) * training.epochs
 
 
-def _fit(recipe: Recipe, base: Base, run: Run, shape: Shape, cost: StepCost, machine: Machine) -> dict[str, Any]:
+def _costs(
+    recipe: Recipe,
+    traced: TracedModel,
+    settings: StepSettings,
+    shape: BatchShape,
+    steps: int | None,
+    rows: int | None,
+) -> dict[str, Any]:
+    """What a step takes, and all of them."""
+    cost = cost_of(traced, settings, shape)
+    whole = None if steps is None else cost.flops * steps
+    if whole is not None and rows is not None and traced.trains_head_alone:
+        whole += traced.forward_flops(settings, shape) * ceil(rows / shape.rows)  # the frozen part, once
+    return {
+        "flops_per_step": cost.flops,
+        "flops": whole,
+        "memory_bytes": {key: value for key, value in asdict(cost).items() if key != "flops"},
+        "inference_bytes": traced.inference_peak(settings, shape),
+    }
+
+
+def cost_of(traced: TracedModel, settings: StepSettings, shape: BatchShape) -> StepCost:
+    """Returns the cost of a step. Of many batches two are traced: from the second on, all find the same in memory."""
+    batches = min(settings.accumulate, 2)
+    cost = traced.step_cost(settings, [shape] * batches)
+    return replace(cost, flops=cost.flops // batches * settings.accumulate)
+
+
+def _counts_alone(facts: ModelFacts, sizes: Sizes, settings: StepSettings) -> dict[str, Any]:
+    """What is known where no step can be traced."""
+    weights, trained = sizes.base_bytes[settings.quantize or settings.dtype], facts.trainable
+    known = {"weights": weights, "gradients": sizes.values_bytes, "optimizer": 2 * 4 * trained}
+    names = [field.name for field in fields(StepCost) if field.name != "flops"]
+    return {
+        "flops_per_step": None,
+        "flops": None,
+        "memory_bytes": {name: known.get(name, 0) for name in names},
+        "inference_bytes": None,
+        "fits": None,
+        "remedy": None,
+    }
+
+
+def _fit(
+    recipe: Recipe, traced: TracedModel, settings: StepSettings, shape: BatchShape, peak: int, machine: Machine
+) -> dict[str, Any]:
+    room = machine.room
     if not machine.memory:
         return {"fits": None, "remedy": None}
-    if cost.peak <= machine.room:
+    if peak <= room:
         return {"fits": True, "remedy": None}
-    trained, method = trained_by(recipe, base), recipe.training.method
 
-    def peak_of(run: Run, shape: Shape) -> int:
-        return cost_of(recipe, base, trained, run, [shape] * min(run.accumulate, 2)).peak
+    def peak_of(settings: StepSettings, shape: BatchShape) -> int:
+        held = traced.held_bytes(settings)
+        return held if held > room else cost_of(traced, settings, shape).peak
 
-    found = remedy(run, shape, machine.room, method != "full", peak_of)
+    found = remedy(settings, shape, room, recipe.training.method != "full", peak_of)
     if found is not None and recipe.training.tokens_per_batch is None:
         found = replace(found, overrides=tuple(each for each in found.overrides if each != NO_BUDGET))
     return {"fits": False, "remedy": None if found is None else asdict(found)}
 
 
-def _saves(recipe: Recipe, base: Base, run: Run, shape: Shape, cost: StepCost) -> dict[str, Any]:
+def _saves(
+    recipe: Recipe, base: Base, settings: StepSettings, shape: BatchShape, row: dict[str, Any]
+) -> dict[str, float]:
     """What LoRA saves against the training of all weights, on the same batch, in shares."""
     training = recipe.training.model_copy(update={"method": "full"})
-    full = recipe.model_copy(update={"training": training})
-    other = cost_of(full, base, trained_by(full, base), replace(run, quantize=None), [shape] * run.accumulate)
-    return {"memory": 1 - cost.peak / other.peak, "flops": 1 - cost.flops / other.flops}
+    full = trace(recipe.model_copy(update={"training": training}), base)
+    other = cost_of(full, replace(settings, quantize=None), shape)
+    return {"memory": 1 - row["memory_bytes"]["peak"] / other.peak, "flops": 1 - row["flops_per_step"] / other.flops}
 
 
 def _money(row: dict[str, Any], lengths: Lengths, recipe: Recipe, question: PlanOptions) -> dict[str, Any]:
@@ -233,45 +300,3 @@ def _money(row: dict[str, Any], lengths: Lengths, recipe: Recipe, question: Plan
     else:
         return {}
     return {"hours": hours} | ({} if question.price_per_hour is None else {"price": hours * question.price_per_hour})
-
-
-def _unknown(
-    name: str, recipe: Recipe, unknown: Unknown, lengths: Lengths, itemsize: int, machine: Machine, notes: list[str]
-) -> dict[str, Any]:
-    """Any other architecture: its class, built without numbers by the engine."""
-    dtype = next(key for key, size in PRECISIONS.items() if size == itemsize)
-    source, target = lengths.source, 0 if recipe.data.label is not None else lengths.target
-    rows = recipe.training.batch_size or max(1, (recipe.training.token_budget or 0) // (source + max(target, 1)))
-    labels = None if recipe.data.label is None else len(recipe.data.labels) or LABELS
-    found = trace(recipe, unknown.file, rows, (source, target), dtype, labels)
-    kept = found.total - found.linear
-    base_bytes = {
-        **{key: size * found.total for key, size in PRECISIONS.items()},
-        "int8": 2 * kept + found.linear,
-        "nf4": 2 * kept + found.linear * 9 // 16,
-    }
-    full = recipe.training.method == "full"
-    values = found.trainable * (itemsize if full else 4)
-    sizes = Sizes(found.trainable, found.total, values, values, base_bytes)
-    failed = found.flops is None
-    steps = None
-    if lengths.rows is not None and recipe.training.method != "none":
-        steps = ceil(ceil(lengths.rows / rows) / recipe.training.accumulate) * recipe.training.epochs
-    parts = {
-        "weights": found.weights, "adapter": 0, "gradients": values, "optimizer": 2 * 4 * found.trainable,
-        "activations": found.activations, "logits": 0, "peak": 0 if failed else found.peak,
-    }  # fmt: skip
-    said = [f"{unknown.file}: Transformers' class, built without numbers"]
-    if failed:
-        said.append(f"its step cannot be run without numbers ({found.failure}): counts alone are known")
-    return _facts(name, recipe.training.method, sizes) | {
-        "batch": {"rows": rows, "source": source, "target": target, "accumulate": recipe.training.accumulate},
-        "dtype": dtype,
-        "flops_per_step": None if failed else found.flops * recipe.training.accumulate,
-        "steps": steps,
-        "flops": None if failed or steps is None else found.flops * recipe.training.accumulate * steps,
-        "memory_bytes": parts,
-        "fits": None if failed or not machine.memory else found.peak <= machine.room,
-        "remedy": None,
-        "notes": [*said, *notes],
-    }

@@ -12,10 +12,10 @@ from typing import Any
 
 from loralab.config.recipe import Recipe
 from loralab.console.tables import Cell, Row, layout, markdown_cells, memory
-from loralab.cost.base import Base, Unknown, find_base
-from loralab.cost.model import Shape
-from loralab.cost.variant import PRECISIONS, cost_of, run_of, sizes_of, trained_by
+from loralab.engine import BatchShape, CannotTrace, ModelFacts, trace
 from loralab.errors import UserError
+from loralab.models.lookup import find_base
+from loralab.planning.plan import settings_of
 from loralab.planning.report import operations
 from loralab.runs.folder import FIRST_STEP
 from loralab.runs.record import read_json
@@ -32,31 +32,23 @@ def predicted_and_measured(recipe: Recipe, record: dict[str, Any], folder: Path)
     watched = read_json(file)
     labels = record.get("labels", {}).get("names") if recipe.data.label is not None else None
     try:
-        base = find_base(recipe.model, None if recipe.data.label is None else len(labels or ()))
-        trained = trained_by(recipe, base)
-    except (UserError, Unknown):
+        traced = trace(recipe, find_base(recipe.model, None if recipe.data.label is None else len(labels or ())))
+        facts = traced.facts
+        shapes = [_shape(facts, batch, recipe.data.packing) for batch in watched["batches"]]
+        cost = traced.step_cost(settings_of(recipe, record["dtype"], record["device"]), shapes, first=True)
+    except (UserError, CannotTrace):
         return None
-    itemsize = PRECISIONS[record["dtype"]]
-    run = run_of(recipe, base, itemsize, record["device"] == "cpu")
-    cost = cost_of(
-        recipe,
-        base,
-        trained,
-        run,
-        [_shape(base, batch, recipe.data.packing) for batch in watched["batches"]],
-        first=True,
-    )
     return {
-        "trainable": (sizes_of(base, trained, itemsize).trainable, record["trainable"]),
+        "trainable": (facts.trainable, record["trainable"]),
         "flops": (cost.flops, watched["flops"]),
         "peak_bytes": (cost.peak, watched["peak_bytes"]),
     }
 
 
-def _shape(base: Base, batch: dict[str, Any], packed: bool) -> Shape:
+def _shape(facts: ModelFacts, batch: dict[str, Any], packed: bool) -> BatchShape:
     """Of a decoder, source and target of the longest row stand one after the other; packed rows are all target."""
-    source = 0 if packed else batch["longest"] - batch["target"] if base.causal else batch["source"]
-    return Shape(batch["rows"], source, batch["target"], batch["padded"], batch["target_tokens"], packed)
+    source = 0 if packed else batch["longest"] - batch["target"] if facts.causal else batch["source"]
+    return BatchShape(batch["rows"], source, batch["target"], batch["padded"], batch["target_tokens"], packed)
 
 
 def prediction_table(rows: Sequence[Row]) -> str:

@@ -20,7 +20,7 @@ def report(found: dict[str, Any]) -> str:
     tables = [_counts(rows), _compute(rows), _memory(rows)]
     if any("measured" in row for row in rows):
         tables.append(_measured(rows))
-    lines = [*_base(rows), *_fits(rows, found["machine"]), *_times(rows), *_saves(rows)]
+    lines = [*_base(rows), *_fits(rows, found["machine"]), *_answering(rows), *_times(rows), *_saves(rows)]
     lines += [f"{note}." for note in found["notes"]] + [_meaning()]
     return "\n\n".join([*tables, "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)])
 
@@ -151,6 +151,18 @@ def _fits(rows: Sequence[Row], machine: dict[str, Any]) -> list[str]:
         else:
             lines.append(f"{start}; nor would it by any of shorter batches, bfloat16, checkpointing, int8 and nf4.")
     return lines
+
+
+def _answering(rows: Sequence[Row]) -> list[str]:
+    """The memory of inference, of the variant that takes most."""
+    known = [row for row in rows if row.get("inference_bytes")]
+    if not known:
+        return []
+    most = max(known, key=lambda row: int(row["inference_bytes"]))
+    batch = "a batch of rows" if most["batch"]["target"] else "a batch"
+    return [
+        f"Inference takes at most {memory(most['inference_bytes'])} ({most['variant']}), for {batch} of full length."
+    ]
 
 
 def _times(rows: Sequence[Row]) -> list[str]:

@@ -1,12 +1,11 @@
-"""Steps predicted from shapes alone, against PyTorch's own counters of real ones, on models that are drawn at random."""
+"""Steps predicted without numbers, against PyTorch's own counters of real ones, on models that are drawn at random."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,14 +19,14 @@ from transformers import (
 )
 
 from loralab import LoRASpec
-from loralab.adapters.target_modules import Module as Target
-from loralab.adapters.target_modules import resolve
+from loralab.config.loading import load_recipe
 from loralab.config.training import OptimizerSettings
-from loralab.cost import encoder, gpt2, t5
-from loralab.cost.model import Module, Shape
-from loralab.cost.step import Forward, Run, Trained, step_cost
+from loralab.engine import BatchShape, StepSettings, TracedModel, trace
 from loralab.models.gpt2 import GPT2Config
+from loralab.models.gpt2 import config_json as gpt2_json
+from loralab.models.lookup import Base
 from loralab.models.t5 import T5Config
+from loralab.models.t5 import config_json as t5_json
 from loralab.on_torch.adapters.attach import attach
 from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.t5 import T5
@@ -37,27 +36,31 @@ from loralab.on_torch.training.forward import token_losses
 from loralab.on_torch.training.optimizer import Optimizer
 from loralab.on_torch.training.set_trainable import checkpoint_activations
 
-DTYPES = {4: torch.float32, 2: torch.bfloat16}
-
 
 @dataclass
 class Case:
-    """A model and a batch, real and on shapes."""
+    """A model and a batch, real and to be traced."""
 
     real: nn.Module
-    modules: list[Module]
-    forward: Forward
+    base: Base
     spec: LoRASpec | None
     """None trains everything."""
-    run: Run
-    shape: Shape
+    settings: StepSettings
+    rate: float
+    """Dropout of the model."""
+    shape: BatchShape
 
-    @property
-    def trained(self) -> Trained:
+    def traced(self, folder: Path) -> TracedModel:
+        data = "data={name: x, source: a, label: b}" if self.base.labels else "data={name: x, source: a, target: b}"
+        overrides = [data, "model.name=drawn", f"model.dropout={self.rate}"]
         if self.spec is None:
-            return Trained(LoRASpec(), (), frozenset(), everything=True)
-        found = [Target(m.name, m.kind, m.kind == "Linear", m.kind == "Linear", m.head) for m in self.modules]
-        return Trained(self.spec, resolve(self.spec.rules or (), found), frozenset())
+            overrides.append("training.method=full")
+        else:
+            spec = self.spec
+            overrides += [f"lora.rank={spec.rank}", f"lora.rules=[{', '.join(spec.rules or ())}]"]
+            overrides += [f"lora.dropout={spec.dropout}", f"lora.use_dora={str(spec.use_dora).lower()}"]
+        (folder / "r.yaml").write_text("{}")
+        return trace(load_recipe(folder / "r.yaml", overrides), self.base)
 
 
 def draw_t5(dice: random.Random) -> Case:
@@ -68,13 +71,15 @@ def draw_t5(dice: random.Random) -> Case:
         feed_forward_proj="gated-gelu" if gated else "relu", tie_word_embeddings=tied, scale_decoder_outputs=tied,
     )  # fmt: skip
     rows, source, target = dice.randint(1, 8), dice.randint(10, 120), dice.randint(9, 60)
-    shape = Shape(rows, source, target, rows > 1, rows * target - 2 * (rows > 1))
+    shape = BatchShape(rows, source, target, rows > 1, rows * target - 2 * (rows > 1))
     rules = dice.choice([["q", "v"], ["q", "k", "v", "o"], ["all-linear"]])
-    run = draw_run(dice)
-    model = T5(config).to(DTYPES[run.itemsize])
-    return Case(
-        model, list(t5.modules(config, not tied)), partial(t5.forward, config), draw_spec(dice, rules), run, shape
-    )
+    settings, rate = draw_settings(dice)
+    model = T5(config).to(getattr(torch, settings.dtype))
+    return Case(model, Base("t5", t5_json(config), "drawn"), draw_spec(dice, rules), settings, rate, shape)
+
+
+BERT_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+DISTILBERT_KEYS = ("dim", "n_layers", "n_heads", "hidden_dim")
 
 
 def draw_encoder(dice: random.Random) -> Case:
@@ -83,23 +88,18 @@ def draw_encoder(dice: random.Random) -> Case:
     inner, rules = dice.choice([2, 4]) * width, ["query", "key", "value"]
     model: nn.Module
     if family == "bert":
-        names = dict(zip(encoder.KEYS["bert"], (width, layers, heads, inner), strict=False))
+        names = dict(zip(BERT_KEYS, (width, layers, heads, inner), strict=True))
         model = BertForSequenceClassification(BertConfig(vocab_size=vocabulary, max_position_embeddings=128, **names))
     else:
-        names, rules = (
-            dict(zip(encoder.KEYS["distilbert"], (width, layers, heads, inner), strict=False)),
-            ["q_lin", "v_lin"],
-        )
+        names, rules = dict(zip(DISTILBERT_KEYS, (width, layers, heads, inner), strict=True)), ["q_lin", "v_lin"]
         model = DistilBertForSequenceClassification(
             DistilBertConfig(vocab_size=vocabulary, max_position_embeddings=128, **names)
         )
-    settings = encoder.parse(model.config.to_dict(), 2)  # type: ignore[operator, union-attr]
-    rows, run = dice.randint(2, 8), draw_run(dice)
-    shape = Shape(rows, dice.randint(10, 120), 0, True, rows)
-    forward = partial(encoder.forward, settings)
-    return Case(
-        model.to(DTYPES[run.itemsize]), list(encoder.modules(settings)), forward, draw_spec(dice, rules), run, shape
-    )
+    rows, (settings, rate) = dice.randint(2, 8), draw_settings(dice)
+    shape = BatchShape(rows, dice.randint(10, 120), 0, True, rows)
+    config = model.config.to_dict()  # type: ignore[operator, union-attr]
+    model = model.to(getattr(torch, settings.dtype))
+    return Case(model, Base(family, config, "drawn", labels=2), draw_spec(dice, rules), settings, rate, shape)
 
 
 def draw_gpt2(dice: random.Random) -> Case:
@@ -109,10 +109,11 @@ def draw_gpt2(dice: random.Random) -> Case:
     )
     rows = dice.choice([1, *range(3, 9)])  # of two rows each would have some padding, and the sequence be shorter
     source, target = dice.randint(10, 80), dice.randint(9, 60)
-    shape, run = Shape(rows, source, target, rows > 1, rows * target - 2 * (rows > 1)), draw_run(dice)
+    shape = BatchShape(rows, source, target, rows > 1, rows * target - 2 * (rows > 1))
+    settings, rate = draw_settings(dice)
     rules = dice.choice([["c_attn"], ["all-linear"]])
-    model, forward = GPT2(config).to(DTYPES[run.itemsize]), partial(gpt2.forward, config)
-    return Case(model, list(gpt2.modules(config)), forward, draw_spec(dice, rules), run, shape)
+    model = GPT2(config).to(getattr(torch, settings.dtype))
+    return Case(model, Base("gpt2", gpt2_json(config), "drawn"), draw_spec(dice, rules), settings, rate, shape)
 
 
 def draw_spec(dice: random.Random, rules: list[str]) -> LoRASpec | None:
@@ -124,8 +125,10 @@ def draw_spec(dice: random.Random, rules: list[str]) -> LoRASpec | None:
     return None if method == "full" else LoRASpec(rank=rank, rules=rules, dropout=dropout, use_dora=method == "dora")
 
 
-def draw_run(dice: random.Random) -> Run:
-    return Run(dice.choice([4, 2]), True, dice.choice([0.0, 0.1]), checkpointing=dice.random() < 0.2)
+def draw_settings(dice: random.Random) -> tuple[StepSettings, float]:
+    """And the model's dropout."""
+    dtype, rate = dice.choice(["float32", "bfloat16"]), dice.choice([0.0, 0.1])
+    return StepSettings(dtype, "cpu", checkpointing=dice.random() < 0.2), rate
 
 
 @dataclass
@@ -145,8 +148,8 @@ def real_steps(case: Case) -> Steps:
             parameter.uniform_(
                 -0.05, 0.05
             )  # our embeddings begin without values, and no step is taken where the loss is none
-    set_dropout(model, case.run.rate or 0.0)
-    if case.run.checkpointing:
+    set_dropout(model, case.rate)
+    if case.settings.checkpointing:
         checkpoint_activations(model)
     if case.spec is None:
         parameters = list(model.parameters())
@@ -179,17 +182,14 @@ CASES = [(draw_t5, seed) for seed in range(12)] + [
 
 
 @pytest.mark.parametrize(("draw", "seed"), CASES)
-def test_a_step_takes_what_was_predicted(draw: Callable[[random.Random], Case], seed: int) -> None:
+def test_a_step_takes_what_was_predicted(draw: Callable[[random.Random], Case], seed: int, tmp_path: Path) -> None:
     case = draw(random.Random(seed))
-    names = {name: tuple(shape) for module in case.modules for name, shape in module.parameters.items()}
-    assert names == {name: tuple(parameter.shape) for name, parameter in case.real.named_parameters()}
-    predicted = step_cost(case.modules, case.forward, case.trained, case.run, [case.shape], 60)
+    traced, total = case.traced(tmp_path), sum(parameter.numel() for parameter in case.real.parameters())
+    assert traced.facts.base_parameters == total
+    predicted = traced.step_cost(case.settings, [case.shape])
     steps = real_steps(case)
-    flops = flops_of(steps.step)
-    assert predicted.flops == pytest.approx(flops, rel=0.1)
-    if not case.run.checkpointing:  # which stops within a layer as soon as it has what it needs
-        assert predicted.flops == flops
-    assert predicted.peak == pytest.approx(peak_of(steps.step, steps.there), rel=0.15)
+    assert predicted.flops == flops_of(steps.step)
+    assert predicted.peak == pytest.approx(peak_of(steps.step, steps.there), rel=0.01)
 
 
 def test_the_meter_sees_what_pytorchs_counters_see() -> None:
@@ -201,18 +201,17 @@ def test_the_meter_sees_what_pytorchs_counters_see() -> None:
         assert meter.peak == peak_of(steps.step, steps.there)
 
 
-def test_the_first_step_holds_no_moments_and_later_ones_do() -> None:
+def test_the_first_step_holds_no_moments_and_later_ones_do(tmp_path: Path) -> None:
     case = replace(draw_t5(random.Random(3)), spec=None)
-    first, later = (
-        step_cost(case.modules, case.forward, case.trained, case.run, [case.shape], 60, first) for first in (True, False)
-    )  # fmt: skip
+    traced = case.traced(tmp_path)
+    first, later = (traced.step_cost(case.settings, [case.shape], first) for first in (True, False))
     assert first.flops == later.flops and first.peak < later.peak
     assert first.optimizer == later.optimizer > 0
 
 
-def test_two_batches_take_twice_the_products_and_hardly_more_memory() -> None:
+def test_two_batches_take_twice_the_products_and_hardly_more_memory(tmp_path: Path) -> None:
     case = draw_t5(random.Random(5))
-    cost: Any = partial(step_cost, case.modules, case.forward, case.trained, case.run, outputs=60)
-    one, two = cost(shapes=[case.shape]), cost(shapes=[case.shape] * 2)
+    traced = case.traced(tmp_path)
+    one, two = (traced.step_cost(case.settings, [case.shape] * count) for count in (1, 2))
     assert two.flops == 2 * one.flops
     assert one.peak <= two.peak <= 1.2 * one.peak

@@ -18,11 +18,12 @@ from loralab import models as families
 from loralab.cli import app
 from loralab.config.loading import load_recipe, shipped_recipes
 from loralab.config.model import ModelSettings
-from loralab.cost.base import find_base
-from loralab.cost.variant import sizes_of, trained_by
+from loralab.engine import ModelFacts, trace
 from loralab.errors import ModelError, RecipeError, TargetError
-from loralab.planning.plan import PlanOptions, lengths_of, plan
+from loralab.models.lookup import find_base
+from loralab.planning.plan import PlanOptions, label_count, lengths_of, plan
 from loralab.planning.report import operations, report
+from loralab.planning.sizes import sizes_of
 from loralab.runs.environment import Machine, this_machine
 
 LARGE = Machine("cpu", "a large machine", 10**13, 10**13, False)
@@ -57,15 +58,20 @@ def planned(name: str | Path, *overrides: str, machine: Machine = LARGE, **asked
     }
 
 
+def facts_of(name: str | Path, labels: int | None = None) -> ModelFacts:
+    """Of a model that no step changes."""
+    recipe = load_recipe("own-data", ["training.method=none"])
+    return trace(recipe, find_base(ModelSettings(name=str(name)), labels)).facts
+
+
 # Counts
 
 
 @pytest.mark.parametrize("name", TOTALS)
 def test_published_models_have_their_published_parameters(name: str) -> None:
     labels = 2 if "bert" in name else None
-    base = find_base(ModelSettings(name=f"somebody/{name}"), labels)
-    assert sum(module.size for module in base.modules) == TOTALS[name]
-    assert not base.brings_head or labels is None
+    assert facts_of(f"somebody/{name}", labels).base_parameters == TOTALS[name]
+    assert not find_base(ModelSettings(name=f"somebody/{name}"), labels).brings_head or labels is None
 
 
 def test_every_published_size_has_a_plan() -> None:
@@ -102,8 +108,7 @@ def test_counts_and_file_are_those_of_a_real_adapter(case: str, tmp_path: Path) 
     recipe = load_recipe(tmp_path / "r.yaml", overrides)
     adapter = attach(ours(folder), recipe.spec())
     adapter.save(tmp_path / "adapter")
-    base = find_base(recipe.model, None)
-    sizes = sizes_of(base, trained_by(recipe, base), 4)
+    sizes = sizes_of(trace(recipe, find_base(recipe.model, label_count(recipe))).facts, "lora", "float32")
     assert (sizes.trainable, sizes.total) == (adapter.trainable, adapter.total)
     assert sizes.saved_bytes == (tmp_path / "adapter/adapter_model.safetensors").stat().st_size
 
@@ -118,8 +123,7 @@ def test_the_weights_beside_a_config_say_whether_the_head_is_its_own(tmp_path: P
     folder = make_t5(tmp_path / "base", "untied")
     config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config))
-    base = find_base(ModelSettings(name=str(folder)), None)
-    assert sum(module.size for module in base.modules) == sum(p.numel() for p in ours(folder).parameters())
+    assert facts_of(folder).base_parameters == sum(p.numel() for p in ours(folder).parameters())
 
 
 # Whether it fits
@@ -261,6 +265,52 @@ def test_any_other_architecture_is_counted_from_its_config_alone(name: str, tmp_
     adapter = attach(model, load_recipe(tmp_path / "r.yaml", asked).spec())
     assert (row["trainable"], row["total"]) == (adapter.trainable, adapter.total)
     assert row["flops_per_step"] > 0 and row["memory_bytes"]["peak"] > row["memory_bytes"]["weights"] > 0
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_real_steps_of_any_other_architecture_stand_beside_the_prediction(name: str, tmp_path: Path) -> None:
+    OTHERS[name]().config.save_pretrained(tmp_path)
+    (tmp_path / "r.yaml").write_text("{}")
+    overrides = ["data={name: x, source: a, target: b, max_source_length: 20, max_target_length: 8}", "lora.rank=2"]
+    asked = [f"model.name={tmp_path / 'config.json'}", *overrides, "training.batch_size=3", "model.dtype=float32"]
+    (row,) = planned(tmp_path / "r.yaml", *asked, measure=True).values()
+    assert row["flops_per_step"] == row["measured"]["flops"]
+    assert row["memory_bytes"]["peak"] == pytest.approx(row["measured"]["peak_bytes"], rel=0.05)
+
+
+def test_a_class_whose_step_needs_numbers_is_told_with_its_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looks(self: LlamaForCausalLM, input_ids: torch.Tensor, **_: Any) -> None:
+        raise ValueError(f"the first token is {int(input_ids[0, 0])}")
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", looks)
+    OTHERS["llama"]().config.save_pretrained(tmp_path)
+    (tmp_path / "r.yaml").write_text("{}")
+    data = "data={name: x, source: a, target: b, max_source_length: 20, max_target_length: 9}"
+    recipe = load_recipe(tmp_path / "r.yaml", [f"model.name={tmp_path}", data, "lora.rank=2"])
+    found = plan(recipe, machine=LARGE)
+    (row,) = found["variants"]
+    assert row["trainable"] > 0 and row["total"] > row["trainable"] and row["adapter_bytes"] > 0
+    assert row["flops_per_step"] is None and row["fits"] is None and row["inference_bytes"] is None
+    assert any("cannot be run without numbers" in note and "counts alone" in note for note in found["notes"])
+    assert "counts alone are known" in " ".join(report(found).split())
+
+
+# Inference
+
+
+def test_inference_needs_room_for_weights_keys_and_values() -> None:
+    rows = {q: planned("flan-t5-xxl-samsum", f"model.quantize={q}")["lora-16"] for q in ("int8", "nf4")}
+    for quantize, row in rows.items():
+        weights = row["base_bytes"][quantize] + row["memory_bytes"]["adapter"]
+        new = load_recipe("flan-t5-xxl-samsum").evaluation.max_new_tokens
+        batch = 32768 // (255 + new)
+        kept = 2 * 24 * 64 * 64 * batch * (255 + new) * 2  # keys and values of 24 layers, in bfloat16
+        assert weights + kept < row["inference_bytes"] < weights + 1.5 * kept
+    assert rows["nf4"]["inference_bytes"] < rows["int8"]["inference_bytes"]
+    one, four = (planned("t5-small-xsum", f"evaluation.beams={beams}")["lora-8"] for beams in (1, 4))
+    assert one["inference_bytes"] != four["inference_bytes"]
 
 
 # Time, money, words

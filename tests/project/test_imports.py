@@ -36,7 +36,6 @@ FOLDERS = (
     "data",
     "engine",
     "runs",
-    "cost",
     "planning",
     "reports",
     "evaluation",
@@ -57,7 +56,6 @@ ENGINE_MAY_IMPORT = {
     "adapters",
     "data",
     "engine",
-    "cost",
 }
 MOST_FILES_AT_THE_TOP = 6
 FRAMEWORKS = {"on_torch": {"torch", "bitsandbytes"}, "on_jax": {"jax", "flax", "optax", "orbax"}}

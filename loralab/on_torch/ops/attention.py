@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loralab.on_torch.ops.dropout import drop
+from loralab.on_torch.ops.traced_device import device_kind
 
 
 def attention(
@@ -24,7 +25,7 @@ def attention(
 ) -> Tensor:
     """[B, H, Q, E]. `rate` of the weights are dropped. `causal`, in the place of a bias: no query sees the keys behind it."""
     assert not causal or (bias_BHQK is None and q_BHQE.shape[2] == k_BHKE.shape[2])
-    if q_BHQE.device.type != "cpu" or not rate:
+    if device_kind(q_BHQE) != "cpu" or not rate:
         return F.scaled_dot_product_attention(
             q_BHQE, k_BHKE, v_BHKE, bias_BHQK, dropout_p=rate, is_causal=causal, scale=scale
         )

@@ -10,15 +10,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from loralab.on_torch.ops.traced_device import device_kind
+
 LEVELS = 2**16
 
 
 def keep_mask(x: Tensor, rate: float) -> Tensor:
     """Ones and zeros of x's shape and dtype; each element is zero with probability `rate`."""
-    if x.device.type != "cpu":
+    if device_kind(x) != "cpu":
         return torch.empty_like(x, requires_grad=False).bernoulli_(1 - rate)
-    mask = torch.empty(x.numel(), dtype=x.dtype)
-    coins = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()]
+    mask = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    coins = draws.view(torch.int16)[: x.numel()]
     torch.ge(coins, round(rate * LEVELS) - LEVELS // 2, out=mask)
     return mask.view(x.shape)
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from loralab.on_torch.ops.traced_device import device_kind
+
 PART = 2**20  # weights that are unpacked at a time: together with their product they stay in a CPU's cache
 
 
@@ -82,7 +84,10 @@ class QuantizedProduct(torch.autograd.Function):
         ctx.packed = packed
         x_NI = x.reshape(-1, packed.in_features)
         y_NO = x.new_empty(len(x_NI), packed.out_features)
-        for rows in parts(packed.out_features, packed.in_features, 1, x.device):
+        for rows in parts(packed.out_features, packed.in_features, 1, x):
+            if x.is_meta:
+                torch.mm(x_NI, _alike(packed.part(rows, slice(0, packed.in_features), x.dtype), packed).T, out=y_NO)
+                break
             torch.mm(x_NI, packed.part(rows, slice(0, packed.in_features), x.dtype).T, out=y_NO[:, rows])
         return y_NO.view(*x.shape[:-1], -1)
 
@@ -93,15 +98,23 @@ class QuantizedProduct(torch.autograd.Function):
             return None, None
         grad_NO = grad.reshape(-1, packed.out_features)
         grad_NI = grad.new_empty(len(grad_NO), packed.in_features)
-        for columns in parts(packed.in_features, packed.out_features, packed.block, grad.device):
+        for columns in parts(packed.in_features, packed.out_features, packed.block, grad):
             part = packed.part(slice(0, packed.out_features), columns, grad.dtype)
+            if grad.is_meta:
+                torch.mm(grad_NO, _alike(part, packed), out=grad_NI)
+                break
             torch.mm(grad_NO, part, out=grad_NI[:, columns])
         return grad_NI.view(*grad.shape[:-1], -1), None
 
 
-def parts(length: int, other: int, multiple: int, device: torch.device) -> Iterator[slice]:
-    """Slices of `length`, of about PART weights each where the other side is `other` long; the whole on a GPU."""
-    step = length if device.type != "cpu" else max(PART // other // multiple, 1) * multiple
+def _alike(part: Tensor, packed: QuantizedLinear) -> Tensor:
+    """W [out, in] without numbers, as large in memory as one part of it: traced, one product stands for those of all parts."""
+    return part[:1, :1].expand(packed.out_features, packed.in_features)
+
+
+def parts(length: int, other: int, multiple: int, x: Tensor) -> Iterator[slice]:
+    """Slices of `length`, of about PART weights each where the other side is `other` long; the whole where x is on a GPU."""
+    step = length if device_kind(x) != "cpu" else max(PART // other // multiple, 1) * multiple
     yield from (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 

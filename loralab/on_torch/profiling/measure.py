@@ -10,25 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from loralab.config.recipe import Recipe
-from loralab.cost.base import Base
-from loralab.cost.model import Shape
-from loralab.cost.step import Run
-from loralab.models import gpt2, t5
-from loralab.models.pretrained import from_config
+from loralab.engine import BatchShape, StepSettings
+from loralab.models.lookup import Base
 from loralab.on_torch.loading.classifier import label_losses
-from loralab.on_torch.loading.load import quiet_transformers
-from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.heads import head_parameters
-from loralab.on_torch.models.t5 import T5
-from loralab.on_torch.ops.onednn_linear import by_onednn
+from loralab.on_torch.profiling.build import build
 from loralab.on_torch.profiling.meter import Meter
 from loralab.on_torch.quantization.quantize import load_settled, quantization
 from loralab.on_torch.training.forward import token_losses
 from loralab.on_torch.training.frozen_prefix import FrozenEncoder, encoder_of
 from loralab.on_torch.training.optimizer import Optimizer
 from loralab.on_torch.training.set_trainable import set_trainable
-
-NARROW = 0.02  # random weights lie within so much of zero: nothing overflows, and no denormal number slows a step down
 
 
 @dataclass(frozen=True)
@@ -41,20 +33,16 @@ class Measured:
     seconds: float
 
 
-def measure(recipe: Recipe, base: Base, run: Run, shape: Shape, place: str, dtype: str) -> Measured:
+def measure(recipe: Recipe, base: Base, settings: StepSettings, shape: BatchShape) -> Measured:
     """Takes three steps: one to warm up, one that is watched, one that is timed.
-
-    Args:
-        place: cpu or cuda.
-        dtype: of weights and products.
 
     Raises:
         MissingExtra, ModelError: the base is to be quantised, and cannot be.
     """
-    device = torch.device(place)
-    model = random_model(base, getattr(torch, dtype), device)
-    if how := quantization(run.quantize, recipe.model.quantize_except if run.quantize else ()):
-        model = load_settled(model, getattr(torch, dtype), device, how)
+    device, dtype, quantize = torch.device(settings.device), getattr(torch, settings.dtype), settings.quantize
+    model = build(base, dtype, device)
+    if how := quantization(quantize, recipe.model.quantize_except if quantize else ()):
+        model = load_settled(model, dtype, device, how)
     fresh = [] if base.brings_head else head_parameters(model)
     model, adapter = set_trainable(model, recipe, None, None, fresh)
     parameters = adapter.parameters() if adapter else [p for p in model.parameters() if p.requires_grad]
@@ -63,7 +51,7 @@ def measure(recipe: Recipe, base: Base, run: Run, shape: Shape, place: str, dtyp
 
     def step() -> None:
         model.train()
-        for _ in range(run.accumulate):
+        for _ in range(settings.accumulate):
             loss().backward()
         optimizer.step(1e-4)
 
@@ -81,38 +69,10 @@ def measure(recipe: Recipe, base: Base, run: Run, shape: Shape, place: str, dtyp
     return Measured(meter.flops, peak, time.perf_counter() - started)
 
 
-def random_model(base: Base, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """A model of these settings."""
-    if base.family in ("t5", "gpt2"):
-        with torch.device("meta"):
-            model = _own(base).to(dtype)
-        model = model.to_empty(device=device)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.uniform_(-NARROW, NARROW)
-        return model
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    known = {key: value for key, value in base.config.items() if key not in ("model_type", "architectures")}
-    settings = AutoConfig.for_model(base.family, **known)
-    settings.problem_type = "single_label_classification"
-    settings.num_labels = base.outputs
-    with quiet_transformers(warnings=False):
-        found: nn.Module = from_config(AutoModelForSequenceClassification, settings)
-    return by_onednn(found.to(device, dtype))
-
-
-def _own(base: Base) -> nn.Module:
-    """Of our own classes."""
-    if base.family == "t5":
-        return T5(t5.parse_config(base.config), own_head=any(module.name == "lm_head" for module in base.modules))
-    return GPT2(gpt2.parse_config(base.config))
-
-
 class _Batch:
     """The same random batch again and again."""
 
-    def __init__(self, vocabulary: int, shape: Shape, classifies: bool, device: torch.device) -> None:
+    def __init__(self, vocabulary: int, shape: BatchShape, classifies: bool, device: torch.device) -> None:
         rows, draw = shape.rows, torch.Generator().manual_seed(0)
         self.ids = torch.randint(2, vocabulary, (rows, shape.source), generator=draw).to(device)
         self.mask = torch.ones_like(self.ids)
@@ -122,7 +82,7 @@ class _Batch:
         self.labels = torch.randint(0 if classifies else 2, 2 if classifies else vocabulary, (rows, width)).to(device)
 
 
-def _loss(model: nn.Module, recipe: Recipe, shape: Shape, device: torch.device) -> Callable[[], Tensor]:
+def _loss(model: nn.Module, recipe: Recipe, shape: BatchShape, device: torch.device) -> Callable[[], Tensor]:
     """Mean loss of the batch; of a head that is trained alone, on states."""
     classifies = recipe.data.label is not None
     batch = _Batch(int(model.config.vocab_size), shape, classifies, device)  # type: ignore[union-attr, arg-type]

@@ -1,144 +1,153 @@
-"""A model of any architecture without numbers (PyTorch's device "meta"): its parameters, and what a step computes and holds."""
+"""Training steps of a model without numbers: the real class runs on PyTorch's device "meta", where tensors have a shape and no memory.
+
+The meter (meter.py) counts what it computes and holds, as it does in a real step. The few operations that need numbers are
+answered here: whether a mask hides anything, how many tokens are chosen by one, and PyTorch's attention kernels, which the
+meta device does not have.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from loralab.config.recipe import Recipe
-from loralab.errors import ModelError, nearest
-from loralab.models.pretrained import from_config
-from loralab.on_torch.loading.classifier import label_losses
-from loralab.on_torch.loading.load import quiet_transformers
-from loralab.on_torch.models.heads import head_parameters
-from loralab.on_torch.profiling.meter import Meter
-from loralab.on_torch.training import loss
-from loralab.on_torch.training.set_trainable import set_trainable
+from loralab.engine import BatchShape, CannotTrace
+from loralab.on_torch.ops.traced_device import device_kind, traced_for
+from loralab.on_torch.profiling.meta_kernels import KERNELS, Kernel, like
+from loralab.on_torch.profiling.meter import Meter, attention_backward_flops, attention_flops
 
-META = torch.device("meta")
+GPU_BLOCK = 512  # PyTorch's allocator gives whole blocks of so many bytes there
+aten = torch.ops.aten
 
 
-class _Meter(Meter):
-    """Answers what models ask of their masks, which have no numbers either: all is real, and nothing is packed."""
+class Trace(Meter):
+    """Counts a step on the meta device, of a batch of this shape."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and args[0].dtype == torch.bool:
-            return True
-        return super().__torch_dispatch__(func, types, args, kwargs)
+    def __init__(self, there: Sequence[Tensor], kind: str) -> None:
+        """
+        Args:
+            there: tensors that exist already and are to be counted.
+            kind: the device that is traced for: cpu, cuda or mps.
+        """
+        super().__init__(there, 1 if kind == "cpu" else GPU_BLOCK)
+        self.kind, self.shape = kind, BatchShape(0, 0, 0)
+        answers: dict[Any, Kernel] = {
+            **KERNELS,
+            aten.all.default: self._all,
+            aten._local_scalar_dense.default: self._scalar,
+            aten.equal.default: lambda *_: True,
+            aten.index.Tensor: self._chosen,
+            aten.index_put.default: lambda x, *_: like(x),
+            aten._index_put_impl_.default: lambda x, *_: x,
+        }
+        self._answers = {id(operation): answer for operation, answer in answers.items()}
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        answer = self._answers.get(id(func))
+        result = NotImplemented if answer is None else answer(*args, **kwargs)
+        return func(*args, **kwargs) if result is NotImplemented else result
+
+    def _all(self, x: Tensor) -> Any:
+        """Remembers what the question was: of a mask of the whole batch, whether nothing is padded."""
+        found = torch.empty((), dtype=torch.bool, device=x.device)
+        masks = {(self.shape.rows, self.shape.source), (self.shape.rows, self.shape.source + self.shape.target)}
+        found.answer = not (self.shape.padded and tuple(x.shape) in masks)  # type: ignore[attr-defined]
+        return found
+
+    def _scalar(self, x: Tensor) -> Any:
+        """True of a question without a remembered answer: texts stand in the usual order and nothing overflows."""
+        if x.dtype == torch.bool:
+            return getattr(x, "answer", True)
+        raise CannotTrace("it computes with numbers of its inputs")
+
+    def _chosen(self, x: Tensor, indices: Sequence[Tensor | None]) -> Any:
+        """The rows that a mask of the batch's tokens chooses: its target tokens."""
+        if len(indices) != 1 or indices[0] is None or indices[0].dtype != torch.bool:
+            return NotImplemented
+        return x.new_empty(self.shape.target_tokens, *x.shape[indices[0].dim() :])
 
 
-@dataclass(frozen=True)
-class Traced:
-    """What was found."""
+class AttentionKernel(torch.autograd.Function):
+    """Attention by one kernel: keeps what it was given and what it gave, and computes the weights again in the backward pass."""
 
-    trainable: int
-    total: int
-    linear: int
-    """Parameters of matrices, heads and embeddings apart: what could be quantised."""
-    flops: int | None
-    """Of one step; None where the class cannot run without numbers, for the reason in `failure`."""
-    weights: int
-    activations: int
-    peak: int
-    failure: str
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, meter: Meter) -> Tensor:
+        meter.flops += attention_flops(q, k)
+        out = like(q) if q.shape[-1] == v.shape[-1] else q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.meter = meter
+        ctx.save_for_backward(q, k, v, bias, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias = ctx.saved_tensors[:4]
+        ctx.meter.flops += attention_backward_flops(q, k)
+        given = (q, k, v, bias)
+        return (*(like(x) if need else None for x, need in zip(given, ctx.needs_input_grad, strict=False)), None)
 
 
-def trace(recipe: Recipe, file: Path, rows: int, lengths: tuple[int, int], dtype: str, labels: int | None) -> Traced:
-    """Builds the class that the config names and takes one step of it.
+@contextmanager
+def _kernels(meter: Trace) -> Iterator[None]:
+    """Puts the traced device's kernels in the place of PyTorch's functions, which the meta device takes apart.
+
+    The functions themselves are replaced: a mode of PyTorch's for functions is off while activations are computed again.
+    """
+    attention, log_softmax = F.scaled_dot_product_attention, torch.log_softmax
+    F.scaled_dot_product_attention = partial(_attention, meter, attention)
+    if meter.kind != "cpu":
+        torch.log_softmax = partial(_log_softmax, log_softmax)
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention, torch.log_softmax = attention, log_softmax
+
+
+def _attention(
+    meter: Trace,
+    plain: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    *more: Any,
+    **named: Any,
+) -> Tensor:
+    """One kernel; on a CPU PyTorch falls back to single operations with dropout, and where a bias learns."""
+    falls_back = dropout_p or (attn_mask is not None and attn_mask.requires_grad)
+    if q.dim() != 4 or (device_kind(q) == "cpu" and falls_back):
+        return plain(q, k, v, attn_mask, dropout_p, *more, **named)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.empty(attn_mask.shape, dtype=q.dtype, device=q.device)
+    found: Tensor = AttentionKernel.apply(q, k, v, attn_mask, meter)
+    return found
+
+
+def _log_softmax(plain: Any, x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """A GPU casts within the kernel."""
+    casts = x.is_floating_point() and x.element_size() < torch.float32.itemsize and dtype == torch.float32
+    found: Tensor = torch._log_softmax(x, dim, True) if casts else plain(x, dim, dtype=dtype)
+    return found
+
+
+@contextmanager
+def tracing(meter: Trace) -> Iterator[None]:
+    """What runs inside on the meta device is counted as on the device that is traced for.
 
     Raises:
-        ModelError: Transformers knows no such class.
+        CannotTrace: it needs numbers.
     """
-    model, kind = _model(file, labels)
-    model = model.to(getattr(torch, dtype))
-    fresh = head_parameters(model) if labels is not None else []
-    total, linear = sum(p.numel() for p in model.parameters()), _linear(model)
-    model, adapter = set_trainable(model, recipe, None, None, fresh)
-    trained = adapter.parameters() if adapter else [p for p in model.parameters() if p.requires_grad]
-    total = adapter.total if adapter else total
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    meter = _Meter([*model.parameters(), *model.buffers(), *trained])
-    state = sum(p.numel() * 4 for p in trained) * 2 + sum(p.numel() * 4 for p in trained if p.element_size() < 4)
-    flops, failure, held = None, "", 0
     try:
-        with meter:
-            value = _loss(model.train(), kind, rows, lengths)
-            held = meter.live - weights
-            if value.requires_grad:
-                value.backward()
-        flops = meter.flops
+        with traced_for(meter.kind), _kernels(meter), meter:
+            yield
+    except CannotTrace:
+        raise
     except Exception as error:  # any class may fail in its own way
-        failure = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
-    count = sum(p.numel() for p in trained)
-    return Traced(count, total, linear, flops, weights, max(held, 0), meter.peak + state, failure)
-
-
-def _model(file: Path, labels: int | None) -> tuple[nn.Module, str]:
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSeq2SeqLM,
-        AutoModelForSequenceClassification,
-    )
-    from transformers.models.auto import configuration_auto
-
-    known = configuration_auto.CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
-    raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if raw["model_type"] not in known:
-        raise ModelError(
-            f"{file}: Transformers knows no architecture {raw['model_type']!r}. {nearest(raw['model_type'], known)}"
-        )
-    config = AutoConfig.for_model(**raw)
-    name = "classifier" if labels is not None else "encoder-decoder" if config.is_encoder_decoder else "decoder"
-    kinds: dict[str, Any] = {
-        "classifier": AutoModelForSequenceClassification,
-        "encoder-decoder": AutoModelForSeq2SeqLM,
-        "decoder": AutoModelForCausalLM,
-    }
-    if labels is not None:
-        config.num_labels = labels
-    try:
-        with META, quiet_transformers(warnings=False):
-            return from_config(kinds[name], config), name
-    except ValueError as error:
-        raise ModelError(
-            f"{file} is of the architecture {raw['model_type']!r}, of which Transformers has no {name} to train with this recipe."
-        ) from error
-
-
-def _linear(model: nn.Module) -> int:
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not output]
-    return sum(m.weight.numel() for m in found)
-
-
-def _loss(model: nn.Module, kind: str, rows: int, lengths: tuple[int, int]) -> Tensor:
-    """The loss of a batch without padding."""
-    source, target = lengths
-    ids = torch.zeros(rows, source + (target if kind == "decoder" else 0), dtype=torch.long, device=META)
-    labels = torch.zeros(rows, max(target, 1), dtype=torch.long, device=META)
-    if kind == "classifier":
-        return label_losses(model(input_ids=ids).logits.float(), labels[:, :1], False).sum()
-    if kind == "encoder-decoder":
-        logits = model(input_ids=ids, decoder_input_ids=labels).logits
-        return loss.smoothed(loss.log_probabilities(logits.flatten(0, 1)), labels.flatten(), 0.0).sum()
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    caught: list[Tensor] = []
-
-    def catch(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        caught.append(args[0])
-        return (args[0][:, :0],)
-
-    hook = head.register_forward_pre_hook(catch)
-    try:
-        model(input_ids=ids, use_cache=False)
-    finally:
-        hook.remove()
-    states = caught[0][:, -target - 1 : -1].flatten(0, 1)
-    frozen = None if head.weight.requires_grad or getattr(head, "bias", None) is not None else head.weight
-    return loss.token_losses(states, head, frozen, labels.flatten()[: len(states)]).sum()
+        text = str(error).strip()
+        reason = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+        raise CannotTrace(reason) from error

@@ -23,17 +23,21 @@ def _products(q: Tensor, k: Tensor) -> int:
     return 2 * rows * heads * queries * k.shape[2] * size
 
 
-def _attention(q: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
+def attention_flops(q: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
+    """Of an attention kernel: scores, and the weighted sum of values."""
     return 2 * _products(q, k)
 
 
-def _attention_backward(_: Tensor, q: Tensor, k: Tensor, *__: Any, **___: Any) -> int:
-    return 5 * _products(q, k)  # scores again, and two for each product of the forward pass
+def attention_backward_flops(q: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
+    """Of its backward pass: scores again, and two products for each of the forward pass."""
+    return 5 * _products(q, k)
 
 
 _NAMED: dict[str, Callable[..., int]] = {
-    "_scaled_dot_product_flash_attention_for_cpu": _attention,
-    "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+    "_scaled_dot_product_flash_attention_for_cpu": attention_flops,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": lambda _, *given, **named: attention_backward_flops(
+        *given, **named
+    ),
 }
 FORMULAS: dict[Any, Callable[..., int]] = {
     getattr(torch.ops.aten, name): formula for name, formula in _NAMED.items() if hasattr(torch.ops.aten, name)
@@ -41,37 +45,70 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 """Of operations that are private to PyTorch: those that this one has."""
 
 
+_known_formulas: dict[int, Callable[..., int] | None] = {}  # by the operation's identity: to hash one takes longer
+
+
+def _formula(func: Any) -> Callable[..., int] | None:
+    """The FLOPs of an operation, from its arguments and result; None where they count for nothing."""
+    if id(func) not in _known_formulas:
+        packet = func._overloadpacket
+        _known_formulas[id(func)] = FORMULAS.get(packet, flop_registry.get(packet))
+    return _known_formulas[id(func)]
+
+
 class Meter(TorchDispatchMode):
     """Counts what runs inside `with`."""
 
-    def __init__(self, there: Iterable[Tensor] = ()) -> None:
-        """`there`: tensors that exist already and are to be counted."""
+    def __init__(self, there: Iterable[Tensor] = (), block: int = 1) -> None:
+        """
+        Args:
+            there: tensors that exist already and are to be counted.
+            block: a storage counts in whole blocks of so many bytes, as GPU allocators give them.
+        """
         super().__init__()
-        self.flops, self.live = 0, 0
+        self.flops, self.live, self.peak, self.block = 0, 0, 0, block
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        for tensor in there:
-            self._see(tensor)
-        self.peak = self.live
+        self.see(*there)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled: PyTorch need not import its compiler to leave this mode out of it, which takes two seconds."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        packet = func._overloadpacket
-        if packet in FORMULAS:
-            self.flops += FORMULAS[packet](*args, **kwargs)
-        elif packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=result)
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._see(leaf)
+        result = self._run(func, args, kwargs)
+        formula = _formula(func)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=result)
+        if isinstance(result, Tensor):
+            self._see(result)
+        else:
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, Tensor):
+                    self._see(leaf)
         self.peak = max(self.peak, self.live)
         return result
 
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
+
+    def see(self, *there: Tensor) -> None:
+        """Counts tensors that exist already."""
+        for tensor in there:
+            self._see(tensor)
+        self.peak = max(self.peak, self.live)
+
+    def bytes_of(self, tensor: Tensor) -> int:
+        """Of its storage, in whole blocks."""
+        return -(-tensor.untyped_storage().nbytes() // self.block) * self.block
+
     def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key = storage._cdata
         if key in self._known:
             return
+        size = self.bytes_of(tensor)
 
         def freed(_: object) -> None:
             self.live -= size

@@ -25,6 +25,8 @@ def unpack(codes: Tensor, scales: Tensor, shape: tuple[int, int], dtype: torch.d
     Args:
         codes: two a byte, the first in the upper half; `scales`: fp32, one for each BLOCK weights.
     """
+    if codes.is_meta:  # traced: there is nothing to unpack
+        return torch.empty(shape, dtype=dtype, device=codes.device)
     way = unpack_fast if FAST.works(dtype, codes.device) else unpack_plainly
     return way(codes, scales, shape, dtype)
 

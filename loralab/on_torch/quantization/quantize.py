@@ -112,6 +112,16 @@ def _pack_nf4(part_OI: Tensor) -> tuple[Tensor, Tensor]:
     return codes.view(outputs, -1), state.absmax.view(outputs, -1)
 
 
+def _without_numbers(kind: str, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and scales on the meta device, as large as real ones."""
+    outputs, inputs = weight_OI.shape
+    if kind == NF4:
+        codes = weight_OI.new_empty(outputs, inputs // 2, dtype=torch.uint8)
+        return codes, weight_OI.new_empty(outputs, inputs // BLOCK, dtype=torch.float32)
+    codes = weight_OI.new_empty(outputs, inputs, dtype=torch.int8)
+    return codes, weight_OI.new_empty(outputs, dtype=torch.float32)
+
+
 KINDS: dict[str, Any] = {"int8": (Int8Linear, _pack_int8), "nf4": (Nf4Linear, _pack_nf4)}
 
 
@@ -135,6 +145,8 @@ def quantize_linear(
             f"{name} has {inputs} inputs, and {kind} packs blocks of {make.block}: it needs a multiple of them. "
             "Take int8, which packs any shape, or leave such modules as they are with model.quantize_except."
         )
+    if weight_OI.is_meta:
+        return make(*_without_numbers(kind, weight_OI), bias, isinstance(base, Conv1D), ())
     codes, scales = _pack_in_parts(pack_part, weight_OI, device)
     if not bool(torch.isfinite(scales).all()):
         raise ModelError(f"{name} holds weights that are not finite, which cannot be packed. Is the file damaged?")
@@ -174,7 +186,8 @@ def load_settled(model: nn.Module, dtype: torch.dtype, device: torch.device, how
         MissingExtra, ModelError: there is no bitsandbytes, or it does not work here.
         ModelError, TargetError: a module cannot be packed; a rule of `how.but` selects none.
     """
-    check_installed(how.kind, device)
+    if device.type != "meta":
+        check_installed(how.kind, device)
     for name in modules_to_quantize(model, how.but):
         module = model.get_submodule(name)
         packed = quantize_linear(how.kind, module, device, name, is_turned(model, f"{name}.weight"))

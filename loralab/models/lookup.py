@@ -1,21 +1,16 @@
-"""Which model a name means, from the published sizes or from a config file: no weights, no network, no framework."""
+"""Finds the model that a recipe names, from the published sizes or from a config file: no weights, no network, no framework."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loralab import builtin_data
 from loralab import models as families
 from loralab.config.model import ModelSettings
-from loralab.cost import encoder, gpt2, t5
-from loralab.cost.layers import Weights
-from loralab.cost.model import Module, Shape
-from loralab.cost.tape import Tensor
 from loralab.errors import ModelError, nearest, nearest_file
 from loralab.models.checkpoint_files import PACKAGE, model_folder
 from loralab.models.gpt2 import config_json as gpt2_json
@@ -31,47 +26,41 @@ VOCABULARY, ROUND = (
     64,
 )  # of a new tokenizer (data/tokenizer_training.py), and what it is rounded up to (on_torch/loading/random_init.py)
 HEAD_NOTE = "its name says more than that of the bare encoder: it is taken to bring a head of its own"
+CLASSIFIERS = ("bert", "distilbert")
 
 
 @dataclass(frozen=True)
 class Base:
-    """A model as far as its cost goes."""
+    """A model before it is built: its architecture and settings.
+
+    Attributes:
+        family: Hugging Face's `model_type`.
+        config: the settings, as in a config.json.
+        origin: where the settings are from, in words.
+        labels: of a classifier, how many labels it has; None for a model that writes text.
+        published: whether loralab knows the family by heart (models/__init__.py); any other is Transformers' class.
+        brings_head: of a classifier, whether its files have the head.
+        own_head: of a T5, whether the output matrix is separate from the embedding; None where the config decides.
+    """
 
     family: str
-    modules: Sequence[Module]
-    forward: Callable[[Weights, Shape], Tensor]
-    causal: bool
-    shared: tuple[str, ...]
-    """Parameters with a second use."""
+    config: Mapping[str, Any] = field(repr=False)
     origin: str
-    """Where the sizes are from, in words."""
+    labels: int | None = None
+    published: bool = True
     brings_head: bool = True
-    """Of a classifier: whether its files have the head."""
-    head_forward: Callable[[Weights, Tensor], Tensor] | None = None
-    """Of a classifier: what stands above the first token's states."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """As in a config.json."""
-
-    @property
-    def outputs(self) -> int:
-        """How many tokens, or labels, there are to choose from."""
-        return self.modules[0 if self.head_forward is None else -1].shape[0]
-
-
-class Unknown(Exception):
-    """A config of an architecture that is none of ours."""
-
-    def __init__(self, file: Path, config: Mapping[str, Any]) -> None:
-        super().__init__(str(file))
-        self.file, self.config = file, config
+    own_head: bool | None = None
 
 
 def find_base(settings: ModelSettings, labels: int | None) -> Base:
-    """The model of a recipe; `labels`: of a classifier, how many.
+    """Returns the model of a recipe.
+
+    Args:
+        settings: the recipe's `model` block.
+        labels: of a classifier, the number of its labels; None for a model that writes text.
 
     Raises:
         ModelError: the name is neither published nor a folder or file with a config.
-        Unknown: the config is of another architecture.
     """
     if settings.init == "random":
         return _random(settings)
@@ -92,8 +81,8 @@ def _random(settings: ModelSettings) -> Base:
     tokens = settings.vocabulary or (VOCABULARY if settings.tokenizer == "train" else own)
     tokens = -(-tokens // ROUND) * ROUND
     if writes:
-        return _gpt2(new_gpt2(settings.name, settings.sizes, tokens, 0, 1, None), origin)
-    return _t5(new_config(settings.name, settings.sizes, tokens, 0, 1), None, origin)
+        return Base("gpt2", gpt2_json(new_gpt2(settings.name, settings.sizes, tokens, 0, 1, None)), origin)
+    return Base("t5", t5_json(new_config(settings.name, settings.sizes, tokens, 0, 1)), origin)
 
 
 def _published(name: str, labels: int | None) -> Base:
@@ -108,9 +97,9 @@ def _published(name: str, labels: int | None) -> Base:
     origin = f"the published sizes of {found}"
     config, family = families.SIZES[known[found]][found], known[found]
     if family == "t5":
-        return _t5(config, None, origin)
+        return Base("t5", t5_json(config), origin)
     if family == "gpt2":
-        return _gpt2(config, origin)
+        return Base("gpt2", gpt2_json(config), origin)
     base = _encoder({"model_type": family, **config}, labels, origin, brings_head=short != found)
     return replace(base, origin=f"{origin}; {HEAD_NOTE}") if base.brings_head else base
 
@@ -123,13 +112,13 @@ def _of_file(file: Path, labels: int | None) -> Base:
         raise ModelError(f"{file} is no model's config: it has to be JSON with a model_type.") from error
     origin, kind = str(file), str((config.get("architectures") or [""])[0])
     if family == "t5" and labels is None:
-        return _t5(parse_config(config), _has_own_head(file.parent), origin)
+        return Base("t5", t5_json(parse_config(config)), origin, own_head=_has_own_head(file.parent))
     if family == "gpt2" and labels is None and is_plain(config):
-        return _gpt2(parse_gpt2(config), origin)
-    if family in encoder.KEYS and labels is not None:
+        return Base("gpt2", gpt2_json(parse_gpt2(config)), origin)
+    if family in CLASSIFIERS and labels is not None:
         named = len(config.get("id2label") or {}) or int(config.get("num_labels") or 2)
         return _encoder(config, labels, origin, kind.endswith("ForSequenceClassification") and named == labels)
-    raise Unknown(file, config)
+    return Base(family, config, origin, labels, published=False)
 
 
 def _has_own_head(folder: Path) -> bool | None:
@@ -144,26 +133,9 @@ def _has_own_head(folder: Path) -> bool | None:
         return "lm_head.weight" in json.loads(file.read(length))
 
 
-def _t5(config: Any, own_head: bool | None, origin: str) -> Base:
-    own_head = not config.tie_word_embeddings if own_head is None else own_head
-    modules = list(t5.modules(config, own_head))
-    return Base("t5", modules, partial(t5.forward, config), False, ("shared.weight",), origin, config=t5_json(config))
-
-
-def _gpt2(config: Any, origin: str) -> Base:
-    tied = ("transformer.wte.weight",) if config.tie_word_embeddings else ()
-    return Base(
-        "gpt2", list(gpt2.modules(config)), partial(gpt2.forward, config), True, tied, origin, config=gpt2_json(config)
-    )
-
-
 def _encoder(config: Mapping[str, Any], labels: int | None, origin: str, brings_head: bool) -> Base:
     if labels is None:
         raise ModelError(
             f"{origin}: this encoder writes nothing. A recipe on it names the column of its labels, data.label."
         )
-    settings = encoder.parse(config, labels)
-    return Base(
-        str(config["model_type"]), list(encoder.modules(settings)), partial(encoder.forward, settings), False, (), origin,
-        brings_head, partial(encoder.head_loss, settings), config,
-    )  # fmt: skip
+    return Base(str(config["model_type"]), config, origin, labels, brings_head=brings_head)
