@@ -33,7 +33,15 @@ def attention_backward_flops(q: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
     return 5 * _products(q, k)
 
 
+def _product_flops(x: Tensor, y: Tensor, *_: Any, **__: Any) -> int:
+    """Of [.., rows, inner] and [.., inner, columns]."""
+    return 2 * x.numel() * y.shape[-1]
+
+
 _NAMED: dict[str, Callable[..., int]] = {
+    "mm": _product_flops,
+    "bmm": _product_flops,
+    "addmm": lambda _, *given, **named: _product_flops(*given, **named),
     "_scaled_dot_product_flash_attention_for_cpu": attention_flops,
     "_scaled_dot_product_flash_attention_for_cpu_backward": lambda _, *given, **named: attention_backward_flops(
         *given, **named
@@ -42,7 +50,7 @@ _NAMED: dict[str, Callable[..., int]] = {
 FORMULAS: dict[Any, Callable[..., int]] = {
     getattr(torch.ops.aten, name): formula for name, formula in _NAMED.items() if hasattr(torch.ops.aten, name)
 }
-"""Of operations that are private to PyTorch: those that this one has."""
+"""Of operations that are private to PyTorch, those that this one has; and of products, whose formulas there take long."""
 
 
 _known_formulas: dict[int, Callable[..., int] | None] = {}  # by the operation's identity: to hash one takes longer

@@ -105,13 +105,17 @@ class TracedModel:
     def _step_cost(self, settings: StepSettings, shapes: tuple[BatchShape, ...], first: bool) -> StepCost:
         model, adapter = self.prepared(settings.dtype, settings.quantize, settings.checkpointing)
         trained = _trained(model, adapter)
+        _try_head(model)
         trace, weights = self._trace(model, adapter, settings)
-        held, activations = trace.live, 0
+        held, activations, alike = trace.live, 0, len(shapes) > 1 and len(set(shapes)) == 1
         with tracing(trace):
             moments = [] if first else _moments(trained)
-            before = trace.live
             model.train()
-            for shape in shapes:
+            if alike:  # the last of them finds the gradients of the others
+                for parameter in trained:
+                    parameter.grad = torch.empty(parameter.shape, dtype=parameter.dtype, device=META)
+            before = trace.live
+            for shape in shapes[:1] if alike else shapes:
                 loss = self._loss(model, trace, shape)
                 activations = max(activations, trace.live - before)
                 if loss.requires_grad:
@@ -123,7 +127,7 @@ class TracedModel:
                 moments = _moments(trained)
             _widen_gradients(trained)
         return StepCost(
-            flops=trace.flops,
+            flops=trace.flops * len(shapes) if alike else trace.flops,
             weights=weights,
             adapter=held - weights,
             gradients=gradients,
@@ -193,6 +197,13 @@ class TracedModel:
             ids, mask = (_whole(shape.rows, shape.source) for _ in range(2))
             token_losses(model.eval(), ids, mask, _whole(shape.rows, max(shape.target, 1)))
         return trace.flops
+
+
+def _try_head(model: nn.Module) -> None:
+    """Lets a decoder of Transformers' try its head, as the first of all steps does, so that no later one does."""
+    if not is_classifier(model) and causal.is_causal(model) and not isinstance(model, GPT2):
+        with tracing(Trace([], "cpu")):
+            causal.head_is_last(model)
 
 
 def _whole(rows: int, width: int) -> Tensor:
