@@ -74,5 +74,5 @@ def _run(run: PlannedRun, folder: Path) -> str | None:
 def python_of_loralab() -> list[str]:
     """The beginning of a command that runs loralab in a process of its own, without importing from the working folder, in which a
     stranger's json.py may lie. Where loralab itself is imported from there, that folder stays on the path."""
-    home = Path(__file__).resolve().parents[1]
+    home = Path(__file__).resolve().parents[2]
     return [sys.executable, *([] if home == Path.cwd() else ["-P"]), "-m", "loralab"]

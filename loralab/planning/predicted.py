@@ -30,6 +30,8 @@ def predicted_and_measured(recipe: Recipe, record: dict[str, Any], folder: Path)
     if not file.exists():
         return None
     watched = read_json(file)
+    if not watched["batches"]:
+        return None
     labels = record.get("labels", {}).get("names") if recipe.data.label is not None else None
     try:
         traced = trace(recipe, find_base(recipe.model, None if recipe.data.label is None else len(labels or ())))

@@ -165,7 +165,7 @@ def test_no_other_place_loads_a_class_of_transformers() -> None:
             concrete = file.parent.name == "benchmarks" and owner.endswith(("LMHeadModel", "Generation", "PeftModel"))
             if owner != "nn.Embedding" and not concrete:
                 found.append((file.name, owner))
-    assert found == [("models/pretrained.py", "kind"), ("models/pretrained.py", "kind")]
+    assert found == [("pretrained.py", "kind"), ("pretrained.py", "kind")]
 
 
 # The working folder
@@ -201,6 +201,6 @@ def test_a_comparison_runs_in_a_folder_with_a_json_py(workshop: Path, trap: Path
 def test_a_checkout_that_is_not_installed_is_still_found_by_a_comparison(tmp_path: Path) -> None:
     """There `python -m loralab` imports loralab itself from the working folder."""
     shutil.copytree(ROOT / "loralab", tmp_path / "loralab", ignore=shutil.ignore_patterns("__pycache__"))
-    program = "from loralab.experiments.compare import python_of_loralab; print(python_of_loralab())"
+    program = "from loralab.experiments.run_variants import python_of_loralab; print(python_of_loralab())"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "-P" not in ast.literal_eval(done.stdout)

@@ -103,7 +103,7 @@ def bases(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedDevice]:
     """The device at work: recipes get it, and AdamW has its fused kernel there, as it has on MPS."""
-    monkeypatch.setattr("loralab.on_torch.engine.choose_device", lambda _: DEVICE)
+    monkeypatch.setattr("loralab.on_torch.loading.recipe_base.choose_device", lambda _: DEVICE)
     module = importlib.import_module("torch.optim.optimizer")  # torch.optim does not give it by its name
     monkeypatch.setattr(module, "_get_fused_kernels_supported_devices", lambda: ["cpu", DEVICE.type])
     recorder = PretendedDevice()
@@ -171,7 +171,7 @@ def test_the_pretended_device_computes_what_the_cpu_does(bases: dict[str, Path],
     pretended.__exit__(None, None, None)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("loralab.on_torch.engine.choose_device", lambda _: torch.device("cpu"))
+            patch.setattr("loralab.on_torch.loading.recipe_base.choose_device", lambda _: torch.device("cpu"))
             here = engine_of("t5", bases, "dora")
         assert [here.generate([[5, 9, 11, 4], [7, 3]], WRITING[name]) for name in ("greedy", "beams")] == answers
         np.testing.assert_allclose(here.losses(BATCH), losses, rtol=1e-5)

@@ -17,6 +17,7 @@ from workshop import loralab
 from loralab import load_recipe
 from loralab.config.loading import to_yaml
 from loralab.data import tokenization as encode
+from loralab.data.lengths import resolve_lengths
 from loralab.data.splits import index_split
 from loralab.models.checkpoint_files import load_tokenizer, model_folder
 
@@ -49,6 +50,10 @@ def test_a_finished_comparison_goes_on_without_training(place: Path) -> None:
     assert done.stderr.count("It has finished already.") == 2
     found = json.loads(done.stdout)
     assert found.keys() >= before.keys()
+    for row, stored in zip(found["rows"], before["rows"], strict=True):
+        memory, memory_before = ((each.get("predicted") or {}).get("peak_bytes", []) for each in (row, stored))
+        assert memory == pytest.approx(memory_before, rel=0.01), "predictions of memory may become better"
+        memory_before[:] = memory
     for key in before:
         assert found[key] == before[key], key
     assert read(place / "comparison/results.json") == found
@@ -87,7 +92,7 @@ def test_cached_tokens_are_found_again(place: Path, monkeypatch: pytest.MonkeyPa
     data = load_recipe(place / "comparison/lora-2/recipe.yaml").data
     tokenizer, rows = load_tokenizer(model_folder("embedded:tiny-t5")), index_split(data, "train")
     prompt = encode.prompt_of(data, tokenizer, causal=False)
-    lengths = encode.resolve_lengths(rows, tokenizer, data.max_source_length, data.max_target_length, prompt)
+    lengths = resolve_lengths(rows, tokenizer, data.max_source_length, data.max_target_length, prompt)
     assert lengths == tuple(read(place / "comparison/lora-2/record.json")["lengths"])
     encode.encode(rows, tokenizer, prompt, *lengths)
     assert {entry.name for entry in (place / "cache").iterdir()} >= ENTRIES

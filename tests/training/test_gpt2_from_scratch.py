@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoTokenizer, GPT2LMHeadModel
 from transformers import GPT2Config as TheirConfig
 
-import loralab.experiments.compare
+import loralab.experiments.run_variants
 from loralab import load_model
 from loralab.builtin_data import corpus, documentation
 from loralab.cli import _floors
@@ -191,7 +191,7 @@ def test_a_comparison_has_the_floors_as_rows(
     def run(each: Any, folder: Path) -> None:
         train(each.recipe, each.folder)
 
-    monkeypatch.setattr(loralab.experiments.compare, "_run", run)
+    monkeypatch.setattr(loralab.experiments.run_variants, "_run", run)
     small = ["training.epochs=1", "validation={every: null}", "variants={one: {}}"]
     results = compare(recipe(settings, *small), tmp_path / "out")
     rows = {row["variant"]: row["metrics"]["bits_per_byte"]["value"] for row in results["rows"]}

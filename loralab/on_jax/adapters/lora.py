@@ -38,7 +38,7 @@ from loralab.on_jax.ops.dropout import Masks
 
 Trainable = dict[str, Any]
 # Folders, with the separator at their end: there are libraries whose names begin with jax.
-LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, jax.__file__))
+LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(jax.__file__).parent))
 Unsaid = Literal["unsaid"]
 
 
