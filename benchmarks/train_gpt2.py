@@ -28,7 +28,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from loralab.data.batches import Batch, collate, plan_batches
+from loralab.data.batches import Batch, plan_batches
 from loralab.data.splits import read_split
 from loralab.data.tokenization import encode
 from loralab.on_torch.engine import TorchEngine, open_engine
@@ -94,7 +94,7 @@ class Rows:
         self.encoded, self.pad_id = encode(split, engine.tokenizer, engine.prompt, 512, 128), engine.pad_id
         lengths = self.encoded.source_lengths, self.encoded.target_lengths
         plan = plan_batches(*lengths, tokens_per_batch=options.tokens, batch_size=None, seed=0, epoch=0)
-        self.ours = [collate(self.encoded, rows, self.pad_id) for rows in plan[: options.steps]]
+        self.ours = [self.encoded.collate(rows, self.pad_id) for rows in plan[: options.steps]]
 
     def batches(self, order: str) -> list[Batch]:
         """Of the peer: ours, or as many random rows."""
@@ -103,7 +103,7 @@ class Rows:
         rows, count = np.random.default_rng(0).permutation(len(self.encoded)), 0
         batches = []
         for batch in self.ours:
-            batches.append(collate(self.encoded, rows[count : count + len(batch.rows)], self.pad_id))
+            batches.append(self.encoded.collate(rows[count : count + len(batch.rows)], self.pad_id))
             count += len(batch.rows)
         return batches
 

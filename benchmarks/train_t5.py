@@ -30,7 +30,7 @@ from peers import GRID, Setting, arguments, machine, make_base, race, ratio, rec
 from peft import LoraConfig, get_peft_model
 from transformers import T5ForConditionalGeneration
 
-from loralab.data.batches import IGNORED_LABEL, Batch, collate, plan_batches
+from loralab.data.batches import IGNORED_LABEL, Batch, plan_batches
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
 from loralab.data.tokenization import encode
@@ -98,7 +98,7 @@ class Rows:
     def _planned(self, tokens: int) -> list[Batch]:
         lengths = self.encoded.source_lengths, self.encoded.target_lengths
         plan = plan_batches(*lengths, tokens_per_batch=tokens, batch_size=None, seed=0, epoch=0)
-        return [collate(self.encoded, rows, self.pad_id) for rows in plan[: self.steps]]
+        return [self.encoded.collate(rows, self.pad_id) for rows in plan[: self.steps]]
 
     def batches(self, setting: Setting) -> list[Batch]:
         """Of the peer: ours, or as many random rows, or the published ones."""
@@ -111,7 +111,7 @@ class Rows:
 
     def _random(self, count: int) -> list[Batch]:
         order = np.random.default_rng(0).permutation(len(self.encoded))
-        return [collate(self.encoded, order[i * count : (i + 1) * count], self.pad_id) for i in range(self.steps)]
+        return [self.encoded.collate(order[i * count : (i + 1) * count], self.pad_id) for i in range(self.steps)]
 
 
 def to_maximum(batch: Batch, pad_id: int) -> Batch:

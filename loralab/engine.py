@@ -13,19 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from loralab.tasks.task import TaskModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from loralab.config.generation import Decoding
     from loralab.config.model import ModelSettings
     from loralab.config.recipe import Recipe
     from loralab.data.batches import Batch
-    from loralab.data.chat_template import Chat
-    from loralab.data.prompts import Prompt
-    from loralab.data.span_corruption import Encoded
+    from loralab.data.encoded import Encoded
     from loralab.metrics.labels import Labels
     from loralab.models.lookup import Base
 
@@ -170,19 +164,13 @@ class TracedModel(Protocol):
         """
 
 
-class Engine(Protocol):
+class Engine(TaskModel, Protocol):
     """One model, and how it is trained.
 
     `prompt`: how rows are written down for it. `causal`: source and target are one sequence to it, of at most `positions`
     tokens. `labels`: what it chooses from, if it is a classifier. `note`: what is to be known of an adapter on this base, if anything.
     """
 
-    tokenizer: PreTrainedTokenizerBase
-    prompt: Prompt | Chat
-    causal: bool
-    positions: int | None
-    labels: Labels | None
-    pad_id: int
     device: str
     dtype: str
     dtype_reason: str
@@ -214,27 +202,8 @@ class Engine(Protocol):
     def preserve_rng(self) -> AbstractContextManager[None]:
         """Whatever is measured inside leaves the random streams as they were: training goes on as if it had not been."""
 
-    def losses(self, batch: Batch) -> NDArray[np.float64]:
-        """[B]: each row's loss in nats, summed over its target tokens; nothing is dropped out."""
-
-    def logits(self, batch: Batch) -> NDArray[np.float64]:
-        """[B, C]: a classifier's, before softmax, or sigmoid where a row may have several labels; nothing is dropped out."""
-
     def cache_frozen_features(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
         """Computes what of these rows is the same in every epoch; `on_done` hears how many rows are done."""
-
-    def generate(
-        self,
-        source_ids: Sequence[Sequence[int]],
-        decoding: Decoding,
-        on_done: Callable[[int], None] | None = None,
-        on_token: Callable[[int], None] | None = None,
-    ) -> list[list[int]]:
-        """Answers, as ids without start, end and padding; in the order of the sources. One that a stop text ends has that text in it
-        (`stopping.cut` takes it away).
-
-        `on_done` hears how many are done; `on_token` each token as it is written, for a single source and no beam search.
-        """
 
     def generation_mode(self) -> AbstractContextManager[None]:
         """What `generate` prepares of the weights, which inside do not change, is prepared once for all its calls."""

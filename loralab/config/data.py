@@ -10,6 +10,8 @@ from loralab.config.model import Count, Flag, Settings
 
 Length = Count | Annotated[str, Field(pattern=r"^p\d\d$")]
 
+TaskName = Literal["seq2seq", "chat", "language_modeling", "denoising", "classification"]
+
 NO_PROMPT = "{source}"
 TARGET_LENGTH = 128
 
@@ -183,9 +185,15 @@ class DataSettings(Settings):
         return "data.source: null" if self.source is None and self.messages is None else None
 
     @property
-    def columns(self) -> list[str]:
-        """Those that rows are made of."""
-        return [column for column in (self.source, self.target, self.messages, self.label) if column is not None]
+    def task(self) -> TaskName:
+        """Which task the settings describe; `tasks/` has an object for each."""
+        if self.label is not None:
+            return "classification"
+        if self.messages is not None:
+            return "chat"
+        if self.objective is not None:
+            return "denoising"
+        return "language_modeling" if self.source is None else "seq2seq"
 
     def max_rows(self, split: str) -> int | None:
         """The bound on the rows of this split."""

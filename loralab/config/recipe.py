@@ -224,18 +224,18 @@ class Recipe(Settings):
 
     def _fits_labels(self) -> None:
         """Settings of classifiers go with labels, and none of writing do."""
-        label, training = self.data.label is not None, self.training
+        classifies, training = self.data.task == "classification", self.training
         idle = ["training.method head"] if training.method == "head" else []
         idle += [f"training.{key}" for key in ("head", "frozen_dropout") if getattr(training, key)]
-        if idle and not label:
+        if idle and not classifies:
             raise ValueError(f"{' and '.join(idle)}: for classifiers only; name the column of the labels as data.label")
         further: dict[str, DataSettings] = {f"forgetting.{name}": data for name, data in self.forgetting.items()}
         further |= {f"mixture.{name}": data for name, data in self.mixture.items()}
-        if other := [name for name, data in further.items() if (data.label is not None) != label]:
+        if other := [name for name, data in further.items() if (data.task == "classification") != classifies]:
             raise ValueError(
                 f"{other[0]}: of it and of data one has a label and the other none; the model does one of both"
             )
-        if not label:
+        if not classifies:
             return
         for block, metrics in (("evaluation", self.evaluation.metrics), ("validation", self.validation.metrics)):
             if wrong := [name for name in metrics if name != LABELS]:

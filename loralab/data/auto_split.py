@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from loralab.config.data import DataSettings
 from loralab.data.cache import cached
-from loralab.data.rows import clean_row, source_hash, with_columns
+from loralab.data.columns import Columns, with_columns
+from loralab.data.rows import clean_row, source_hash
 from loralab.data.sources import SPLITS, Place
 from loralab.errors import DataError
 
@@ -27,7 +27,7 @@ IN_WORDS = (
 )
 
 
-def part_bounds(place: Place, data: DataSettings) -> tuple[int, int]:
+def part_bounds(place: Place, columns: Columns) -> tuple[int, int]:
     """(where validation begins, where train begins) among the hashes of sources; test begins at 0.
 
     Raises:
@@ -35,19 +35,15 @@ def part_bounds(place: Place, data: DataSettings) -> tuple[int, int]:
     """
     key = {
         "file": place.fingerprint(),
-        "columns": [data.source, data.target, data.messages, data.label],
-        "html_breaks": data.html_breaks,
+        "columns": columns.key,
+        "html_breaks": columns.data.html_breaks,
     }
 
     def build(_: Path) -> dict[str, Any]:
-        rows = (clean_row(record, data) for record in with_columns(place.records(), data, place.uneven))
+        rows = (clean_row(record, columns) for record in with_columns(place.records(), columns, place.uneven))
         hashes = array(
             "Q",
-            (
-                source_hash(row.subject)
-                for row in rows
-                if (row.source or not data.source) and (row.targets or data.objective)
-            ),
+            (source_hash(row.subject) for row in rows if columns.complete(row.source, row.targets)),
         )
         return {"bounds": bounds(np.unique(np.frombuffer(hashes, dtype=np.uint64)), place.title)}
 

@@ -7,14 +7,11 @@ seed and epoch, so that a run can be continued or repeated from these alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from loralab.data.mixture import Trained
-from loralab.data.sequence_packing import PADDING, PackedSplit
 
 Rows = NDArray[np.int64]  # row indices
 
@@ -110,14 +107,19 @@ def fill(
     return np.split(order, starts[1:])
 
 
-def collate(encoded: Trained, rows: Rows, pad_id: int) -> Batch:
-    """The given rows as one padded batch."""
-    source_ids, source_mask = padded([encoded.source(i) for i in rows], pad_id)
-    labels, label_mask = padded([encoded.target(i) for i in rows], IGNORED_LABEL)
-    if isinstance(encoded, PackedSplit):
-        documents, _ = padded([encoded.documents(i) for i in rows], PADDING)
-        learnt = int((labels != IGNORED_LABEL).sum())
-        return Batch(rows, source_ids, source_mask, labels, int(source_mask.sum()) - learnt, learnt, documents)
+def collate(
+    rows: Rows, sources: Sequence[NDArray[np.int32]], targets: Sequence[NDArray[np.int32]], pad_id: int
+) -> Batch:
+    """Pads rows to one batch.
+
+    Args:
+        rows: their numbers.
+        sources: the token ids that the model reads of each.
+        targets: the token ids, or the labels, that it learns of each.
+        pad_id: what sources are padded with.
+    """
+    source_ids, source_mask = padded(sources, pad_id)
+    labels, label_mask = padded(targets, IGNORED_LABEL)
     return Batch(rows, source_ids, source_mask, labels, int(source_mask.sum()), int(label_mask.sum()))
 
 

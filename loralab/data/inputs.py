@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loralab.data.chat_template import request_of
+from loralab.data.columns import check_columns, source_text
 from loralab.data.readers import READERS, Record, numbered_lines, suffix_of
-from loralab.data.rows import check_columns, source_text
 from loralab.errors import DataError, nearest
 
 PREDICTION = "prediction"

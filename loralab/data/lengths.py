@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.config.data import DataSettings
 from loralab.data.cache import ArrayFile, Facts, cached
 from loralab.data.chat_template import Chat, messages_of, rendered
 from loralab.data.prompts import Prompt
@@ -60,21 +59,25 @@ def bare_lengths(
     return cached("lengths", key, build).array("lengths")
 
 
-def check_lengths(
-    data: DataSettings, lengths: tuple[int, int], max_new_tokens: int, causal: bool, positions: int | None
-) -> None:
-    """Raises RecipeError where a row, or an answer, may have more tokens than the model has positions (None: no bound)."""
-    if data.packing and positions is not None and lengths[1] > positions:
+def check_packed_length(length: int, positions: int | None) -> None:
+    """Raises `RecipeError` where a packed row has more tokens than the model has positions (None: no bound)."""
+    if positions is not None and length > positions:
         raise RecipeError(
-            f"A packed row has {lengths[1]} tokens (data.max_target_length), and the model has {positions} positions. "
+            f"A packed row has {length} tokens (data.max_target_length), and the model has {positions} positions. "
             f"Set data.max_target_length to {positions} or less."
         )
-    if data.packing:
-        return
-    source, target = lengths if data.source or data.messages else (1, lengths[1])
-    target = max(target, max_new_tokens)
+
+
+def check_positions(lengths: tuple[int, int], causal: bool, positions: int | None) -> None:
+    """Raises `RecipeError` where a row, or an answer, may have more tokens than the model has positions (None: no bound).
+
+    Args:
+        lengths: the most tokens of a source, and of a target or an answer.
+        causal: both are one sequence to the model.
+    """
+    source, target = lengths
     needed = source + target if causal else max(source, target)
-    if data.label or positions is None or needed <= positions:
+    if positions is None or needed <= positions:
         return
     keys = "data.max_source_length, data.max_target_length and evaluation.max_new_tokens"
     sum_of = (

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.data.span_corruption import Encoded, MaskedSplit
-from loralab.data.tokenized_split import EncodedSplit
+from loralab.data.batches import Batch, collate
+from loralab.data.encoded import Encoded
 
 Rows = NDArray[np.int64]
 
@@ -29,7 +29,7 @@ class Mixture:
     """P sets, the main one first. Row `j * P + p` is row j of set p, where rows of a later pass have higher numbers."""
 
     names: tuple[str, ...]
-    parts: tuple[EncodedSplit | MaskedSplit, ...]
+    parts: tuple[Encoded, ...]
     counts: tuple[int, ...]
     """Rows of each that an epoch has; of the main one all."""
     seed: int
@@ -66,6 +66,10 @@ class Mixture:
         row, p = divmod(int(i), len(self.parts))
         return self.parts[p].target(row)
 
+    def collate(self, rows: Rows, pad_id: int) -> Batch:
+        """The given rows, of any of the sets, as one padded batch."""
+        return collate(rows, [self.source(i) for i in rows], [self.target(i) for i in rows], pad_id)
+
     def numbers_of(self, rows: Rows) -> str:
         """Which rows these are in their files, in words."""
         found = {
@@ -74,7 +78,3 @@ class Mixture:
             if mine.any()
         }
         return "; ".join(f"{numbers} of {name}" for name, numbers in found.items())
-
-
-Trained = Encoded | Mixture
-"""What the loop draws its batches from."""

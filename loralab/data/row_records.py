@@ -6,11 +6,9 @@ from typing import Any
 
 from loralab import builtin_data
 from loralab.data.auto_split import IN_WORDS
+from loralab.data.encoded import Encoded
 from loralab.data.rows import Findings
-from loralab.data.sequence_packing import PackedSplit
-from loralab.data.span_corruption import Documents, Encoded, MaskedSplit
 from loralab.data.splits import AnySplit
-from loralab.data.tokenized_split import EncodedSplit
 
 
 def hashes_of(about: dict[str, Any]) -> dict[str, str]:
@@ -28,15 +26,15 @@ def builtin_card(rows: AnySplit) -> dict[str, Any]:
 
 def describe_rows(rows: AnySplit, encoded: Encoded | None = None) -> dict[str, Any]:
     """What a record says of the rows that it used, and of what was found in them by row number."""
+    facts = {} if encoded is None else encoded.facts
     findings = Findings(rows.findings | (encoded.findings if encoded is not None else {}))
     return {
         "data": rows.name,
         "split": rows.split,
-        "rows": len(rows if encoded is None or isinstance(encoded, Documents) else encoded),
-        **({"chunks": len(encoded)} if isinstance(encoded, MaskedSplit) else {}),
-        **({"bytes": int(encoded.num_bytes.sum())} if isinstance(encoded, PackedSplit) else {}),
+        "rows": facts.pop("rows", len(rows)),
+        **{name: value for name, value in facts.items() if name != "shots"},
         "parted": IN_WORDS if rows.parted else None,
         "findings": findings.as_json(),
         "hash": rows.content_hash,
-        **({"shots": encoded.shots.as_json()} if isinstance(encoded, EncodedSplit) and encoded.shots else {}),
+        **({"shots": facts["shots"]} if "shots" in facts else {}),
     }

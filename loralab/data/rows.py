@@ -1,4 +1,4 @@
-"""A record's cells, checked -> `Example(row, source, targets)`, and what was found wrong on the way.
+"""Rows of a data set: a record's texts (columns.py) -> `Example(row, source, targets)`, and what was found wrong on the way.
 
 What may be wrong with a row is counted by kind, with the numbers of the first rows; the recipe says what happens then:
 
@@ -10,12 +10,11 @@ What may be wrong with a row is counted by kind, with the numbers of the first r
     html_breaks   <br />                                     data.html_breaks     keep, newline or stop
     long_sources, long_targets, in tokens (tokenization.py)        data.long_rows       cut, skip or stop
 
-A column that no row has, a number where text is needed or half a surrogate pair is an error always.
+A column that no row has is an error always.
 """
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,12 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralab.config.data import DataSettings
-from loralab.data.chat_template import split_conversation
+from loralab.data.columns import Columns
 from loralab.data.readers import Record
-from loralab.errors import DataError, nearest
-from loralab.metrics.labels import label_text
+from loralab.errors import DataError
 
-HTML_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 NUMBERS_KEPT, NUMBERS_SHOWN = 100, 5  # of the rows of one kind: in a record, in a message
 RECENT = 50_000  # hashes that wait to be sorted in among the others
 
@@ -140,32 +137,17 @@ def policies_of(data: DataSettings) -> dict[str, str]:
     return {key: getattr(data, key) for key in sorted({*POLICY.values()})}
 
 
-def with_columns(records: Iterable[Record], data: DataSettings, uneven: bool) -> Iterator[Record]:
-    """The records, if they have the columns: the first of a table, or any of `uneven` ones, where a cell that is not there is that
-    row's fault alone."""
-    needed, known = {*data.columns}, dict[str, object]()
-    first: Record | None = None
-    for record in records:
-        first = first or record
-        if needed - known.keys():
-            known.update(record.cells)
-            if not uneven:
-                check_columns(record, *data.columns)
-        yield record
-    if first is not None:
-        check_columns(first._replace(cells=known), *data.columns)
-
-
 def checked_rows(
-    title: str, records: Iterable[Record], data: DataSettings, findings: Findings, max_rows: int | None
+    title: str, records: Iterable[Record], columns: Columns, findings: Findings, max_rows: int | None
 ) -> Iterator[Example]:
     """The rows to use, in order, at most `max_rows`; what is wrong with any row goes into `findings`.
 
     Raises:
         DataError: a row that cannot be read; at the end, one that the recipe wants a stop at, or none left to use.
     """
+    data = columns.data
     seen, used, policies = Seen(), 0, policies_of(data)
-    for example, kinds in (examine(record, data) for record in records):
+    for example, kinds in (examine(record, columns) for record in records):
         if not (kinds & {"empty", "missing"}) and seen.before(row_hash(example)):
             kinds.add("repeated")
         for kind in sorted(kinds):
@@ -179,102 +161,31 @@ def checked_rows(
     findings.stop(title, policies)
     if not used:
         raise DataError(
-            f"{title}: {none_left(findings, data)} At least one row with text in {' and '.join(map(repr, data.columns))} is needed."
+            f"{title}: {none_left(findings, columns)} At least one row with text in {' and '.join(map(repr, columns.names))} is needed."
         )
 
 
-def none_left(findings: Findings, data: DataSettings) -> str:
+def none_left(findings: Findings, columns: Columns) -> str:
     empty = sum(findings[kind].count for kind in ("empty", "missing") if kind in findings)
-    return f"each of the {empty} rows has an empty {' or '.join(map(repr, data.columns))}." if empty else "has no rows."
+    return (
+        f"each of the {empty} rows has an empty {' or '.join(map(repr, columns.names))}." if empty else "has no rows."
+    )
 
 
-def examine(record: Record, data: DataSettings) -> tuple[Example, set[str]]:
-    """(the row, what is to be said of it); an empty or missing cell is "" or no target at all, as plain documents have none."""
-    kinds: set[str] = set()
-    source, targets = texts_of(record, data, kinds)
-    if any(record.cells.get(column) is None for column in data.columns):
-        kinds = {"missing"}
-    elif (not targets and data.objective is None) or (data.source and not source):
-        kinds = {"empty"}
-    return Example(record.row, source, targets), kinds
+def examine(record: Record, columns: Columns) -> tuple[Example, set[str]]:
+    """Returns the row, and what is remarkable about it; a text that is empty or missing is "" or no target at all."""
+    found: set[str] = set()
+    source, targets = columns.texts(record, found)
+    if any(record.cells.get(column) is None for column in columns.names):
+        found = {"missing"}
+    elif not columns.complete(source, targets):
+        found = {"empty"}
+    return Example(record.row, source, targets), found
 
 
-def clean_row(record: Record, data: DataSettings) -> Example:
-    """The row alone."""
-    return examine(record, data)[0]
-
-
-def texts_of(record: Record, data: DataSettings, kinds: set[str]) -> tuple[str, tuple[str, ...]]:
-    """(source, references) of a row; without a source column every source is "", and that of a chat is JSON (chat_template.py)."""
-    if data.messages:
-        return conversation_texts(record, data.messages, kinds, data.html_breaks)
-    source = source_text(record, data.source, kinds, data.html_breaks) if data.source else ""
-    if data.label:
-        label = label_text(record.cells.get(data.label), record.where, data.label)
-        return source, (label,) if label else ()
-    return source, target_texts(record, data.target, kinds, data.html_breaks) if data.target else ()
-
-
-def conversation_texts(
-    record: Record, column: str, kinds: set[str], html_breaks: str = "keep"
-) -> tuple[str, tuple[str, ...]]:
-    """(all messages but the last as JSON, the last); no target where the cell is null."""
-    messages = record.cells.get(column)
-    if messages is None:
-        return "", ()
-    if isinstance(messages, list):
-        messages = [_clean_message(each, record, column, kinds, html_breaks) for each in messages]
-    source, target = split_conversation(messages, f"{record.where}: column {column!r}")
-    return source, (target,)
-
-
-def _clean_message(value: object, record: Record, column: str, kinds: set[str], html_breaks: str) -> object:
-    """What is no message stays as it is, for `split_conversation` to say so."""
-    if not (isinstance(value, Mapping) and isinstance(value.get("content"), str)):
-        return value
-    return {**value, "content": clean(value["content"], record, column, kinds, html_breaks)}
-
-
-def check_columns(record: Record, *columns: str) -> None:
-    missing = [column for column in columns if column not in record.cells]
-    if missing:
-        got = " and ".join(f"no column {column!r} ({nearest(column, record.cells)})" for column in missing)
-        raise DataError(f"{record.where}: {got}. Its columns are: {', '.join(record.cells)}.")
-
-
-def source_text(record: Record, column: str, kinds: set[str] | None = None, html_breaks: str = "keep") -> str:
-    """A cell's text; what was found in it goes into `kinds`."""
-    return clean(record.cells.get(column), record, column, set() if kinds is None else kinds, html_breaks)
-
-
-def target_texts(
-    record: Record, column: str, kinds: set[str] | None = None, html_breaks: str = "keep"
-) -> tuple[str, ...]:
-    """The references of a row without the blank ones; none where all are blank."""
-    value, found = record.cells.get(column), set() if kinds is None else kinds
-    values = value if isinstance(value, list) else [value]
-    return tuple(text for each in values if (text := clean(each, record, column, found, html_breaks)))
-
-
-def clean(value: object, record: Record, column: str, kinds: set[str], html_breaks: str) -> str:
-    """The cell's text with LF line ends; "" for a blank cell or a null, which the hub's CSV reader makes of one."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        got = f"{value!r:.60} ({type(value).__name__})"
-        raise DataError(f"{record.where}: column {column!r} holds {got}, where text is needed.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, which no tokenizer takes
-        raise DataError(f"{record.where}: column {column!r} is not Unicode text ({error}). Mend the row.") from error
-    if "\r\n" in value:
-        kinds.add("crlf")
-        value = value.replace("\r\n", "\n")
-    if "<" in value and HTML_BREAK.search(value):
-        kinds.add("html_breaks")
-        if html_breaks == "newline":
-            value = HTML_BREAK.sub("\n", value)
-    return value if value.strip() else ""
+def clean_row(record: Record, columns: Columns) -> Example:
+    """Returns the row alone."""
+    return examine(record, columns)[0]
 
 
 # Hashes: what stays of a row.

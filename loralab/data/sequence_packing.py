@@ -21,12 +21,13 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loralab.console.progress import Progress
+from loralab.data.batches import IGNORED_LABEL, Batch, collate, padded
 from loralab.data.cache import ArrayFile, Facts, cached
 from loralab.data.rows import Findings
 from loralab.data.splits import AnySplit
@@ -82,8 +83,35 @@ class PackedSplit:
     reused: bool  # the tokens are those of an earlier run
     findings: Findings = field(default_factory=Findings)  # none: what is long is cut into windows
 
+    shots = None
+
     def __len__(self) -> int:
         return len(_evaluated(self).sizes)
+
+    def __str__(self) -> str:
+        return f"{len(self.rows):,} texts, {len(self.ids):,} in all"
+
+    @property
+    def parts(self) -> tuple[PackedSplit]:
+        """Itself."""
+        return (self,)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says of the tokens."""
+        return {"bytes": int(self.num_bytes.sum())}
+
+    def in_pass(self, rows: Ints, number: int) -> Ints:
+        """Not defined: packed texts are never a part of a mixture."""
+        raise AssertionError("the recipe's checks leave packed texts alone")
+
+    def collate(self, rows: Ints, pad_id: int) -> Batch:
+        """The given rows as one batch, with the number of the text that each token is of."""
+        batch = collate(rows, [self.source(i) for i in rows], [self.target(i) for i in rows], pad_id)
+        documents, _ = padded([self.documents(i) for i in rows], PADDING)
+        learnt = int((batch.labels != IGNORED_LABEL).sum())
+        read_alone = batch.num_source_tokens - learnt
+        return replace(batch, num_source_tokens=read_alone, num_target_tokens=learnt, documents=documents)
 
     @property
     def numbers(self) -> Ints:

@@ -19,19 +19,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loralab.config.data import DataSettings
 from loralab.console.progress import Progress
+from loralab.data.batches import Batch, collate
 from loralab.data.cache import ArrayFile, Facts, cached
 from loralab.data.rows import Findings
-from loralab.data.sequence_packing import PackedSplit
 from loralab.data.splits import AnySplit
 from loralab.data.tokenization import chunks, token_ids, tokenizer_key
-from loralab.data.tokenized_split import EncodedSplit
 from loralab.errors import DataError, ModelError, RecipeError
 
 if TYPE_CHECKING:
@@ -182,8 +181,27 @@ class MaskedSplit:
     reused: bool  # the tokens are those of an earlier run
     findings: Findings = field(default_factory=Findings)  # none: what is long is cut to chunks
 
+    shots = None
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def __str__(self) -> str:
+        return f"{len(self):,} chunks of documents, {len(self.ids):,} in all"
+
+    @property
+    def parts(self) -> tuple[MaskedSplit]:
+        """Itself."""
+        return (self,)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says of the tokens."""
+        return {"chunks": len(self)}
+
+    def collate(self, rows: NDArray[np.int64], pad_id: int) -> Batch:
+        """The given rows as one padded batch."""
+        return collate(rows, [self.source(i) for i in rows], [self.target(i) for i in rows], pad_id)
 
     @property
     def source_lengths(self) -> NDArray[np.int64]:
@@ -248,11 +266,6 @@ class MaskedSplit:
 
     def _ended(self, ids: Ids) -> Ids:
         return np.append(ids, self.eos).astype(np.int32)
-
-
-Documents = MaskedSplit | PackedSplit
-"""Whole texts, in parts."""
-Encoded = EncodedSplit | Documents
 
 
 def _each(sizes: NDArray[np.int64], which: int) -> NDArray[np.int64]:

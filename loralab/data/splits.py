@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from loralab.config.data import DataSettings
 from loralab.data.auto_split import IN_WORDS, part_bounds, part_of
 from loralab.data.cache import ArrayFile, Entry, Facts, cached
+from loralab.data.columns import Columns, columns_of, with_columns
 from loralab.data.readers import Record
 from loralab.data.rows import (
     Example,
@@ -34,7 +35,6 @@ from loralab.data.rows import (
     policies_of,
     row_hash,
     source_hash,
-    with_columns,
 )
 from loralab.data.sources import Place, open_place
 from loralab.errors import DataError
@@ -159,11 +159,11 @@ class StreamedSplit:
         return len(self.numbers)
 
     def __iter__(self) -> Iterator[Example]:
-        digest, wanted = hashlib.sha256(), map(int, self.numbers)
+        digest, wanted, columns = hashlib.sha256(), map(int, self.numbers), columns_of(self.data)
         number = next(wanted, None)
         for record in self.place.records():
             if record.row == number:
-                example = clean_row(record, self.data)
+                example = clean_row(record, columns)
                 digest.update(example.line())
                 yield example
                 if (number := next(wanted, None)) is None:
@@ -191,7 +191,7 @@ def index_split(data: DataSettings, split: str) -> StreamedSplit:
     key = {
         "rows": place.fingerprint(),
         "part": split if place.single_file else None,
-        "columns": [data.source, data.target, data.messages, data.label],
+        "columns": columns_of(data).key,
         "policies": policies_of(data),
         "max_rows": data.max_rows(split),
         "pick_rows": data.pick_rows,
@@ -203,13 +203,13 @@ def index_split(data: DataSettings, split: str) -> StreamedSplit:
 
 def chosen_rows(place: Place, data: DataSettings, split: str, findings: Findings) -> Iterator[Example]:
     """The rows of a split, up to the recipe's bound on their number."""
-    bound = data.max_rows(split)
+    bound, columns = data.max_rows(split), columns_of(data)
 
     def rows(findings: Findings, bound: int | None) -> Iterator[Example]:
-        records = with_columns(place.records(), data, place.uneven)
+        records = with_columns(place.records(), columns, place.uneven)
         if place.single_file:
-            records = records_of_part(records, data, split, part_bounds(place, data))
-        return checked_rows(place.title, records, data, findings, bound)
+            records = records_of_part(records, columns, split, part_bounds(place, columns))
+        return checked_rows(place.title, records, columns, findings, bound)
 
     if bound is None or data.pick_rows == "first":
         return rows(findings, bound)
@@ -219,15 +219,16 @@ def chosen_rows(place: Place, data: DataSettings, split: str, findings: Findings
 
 
 def records_of_part(
-    records: Iterable[Record], data: DataSettings, split: str, bounds: tuple[int, int]
+    records: Iterable[Record], columns: Columns, split: str, bounds: tuple[int, int]
 ) -> Iterator[Record]:
     """Those of a single file's records that belong to the split."""
-    return (record for record in records if part_of(clean_row(record, data).subject, bounds) == split)
+    return (record for record in records if part_of(clean_row(record, columns).subject, bounds) == split)
 
 
 def write_index(folder: Path, place: Place, data: DataSettings, split: str) -> Facts:
     """Goes through the rows once and writes what stays of them."""
     findings, digest, sample, labels = Findings(), hashlib.sha256(), TextReservoir(), Counter[str]()
+    labelled = columns_of(data).labelled
     with ArrayFile(folder / "numbers.npy", "<i8") as numbers, ArrayFile(folder / "source_hashes.npy", "<u8") as hashes:
         rows = chosen_rows(place, data, split, findings)
         while chunk := list(islice(rows, 1000)):
@@ -237,7 +238,7 @@ def write_index(folder: Path, place: Place, data: DataSettings, split: str) -> F
                 digest.update(example.line())
                 if example.targets:
                     sample.add(example.targets[0])
-                if data.label:
+                if labelled:
                     labels[example.targets[0]] += 1
     (folder / "targets.json").write_text(json.dumps(sample.texts), encoding="utf-8")
     return {"content_hash": digest.hexdigest(), "findings": findings.as_json(), "label_counts": dict(labels)}

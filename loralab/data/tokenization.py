@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.config.data import NO_PROMPT, DataSettings
 from loralab.console.progress import Progress
 from loralab.data.cache import ArrayFile, Facts, cached
-from loralab.data.chat_template import Chat, encode_answers, encode_conversation, open_chat
+from loralab.data.chat_template import Chat, encode_answers, encode_conversation
 from loralab.data.prompts import Prompt
 from loralab.data.rows import Example, Findings
 from loralab.data.splits import AnySplit
 from loralab.data.tokenized_split import EncodedSplit
-from loralab.errors import DataError, ModelError, RecipeError
-from loralab.metrics.labels import Labels
+from loralab.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,31 +68,6 @@ def encode(
         reused=entry.reused,
         shots=None,
     )
-
-
-def prompt_of(
-    data: DataSettings, tokenizer: PreTrainedTokenizerBase, causal: bool, labels: Labels | None = None
-) -> Prompt | Chat:
-    """How rows of this data set are written down for a decoder-only model (`causal`), an encoder-decoder, or a classifier.
-
-    Raises:
-        RecipeError: an encoder-decoder is to learn chats, or texts without a source.
-        ModelError: chats are to be learnt, and the tokenizer has no template for them.
-    """
-    if labels is not None:
-        return Prompt(data.prompt, data.source or "source", labels=labels)
-    if causal:
-        plain = data.source is None and data.prompt == NO_PROMPT
-        if data.messages:
-            return open_chat(tokenizer)
-        return Prompt(data.prompt, data.source or "source", causal=True, begins=plain)
-    if data.messages or data.source is None:
-        got = "data.messages" if data.messages else "data.packing" if data.packing else "data.source is null, which"
-        raise RecipeError(
-            f"{got} is for decoder-only models, and this one is an encoder-decoder: "
-            "give the column that it reads as data.source and the one that it writes as data.target."
-        )
-    return Prompt(data.prompt, data.source)
 
 
 def write_tokens(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loralab.data.batches import Batch, collate
 from loralab.data.few_shot import Shots
 from loralab.data.rows import Findings
 
@@ -28,6 +30,23 @@ class EncodedSplit:
 
     def __len__(self) -> int:
         return len(self.source_offsets) - 1
+
+    def __str__(self) -> str:
+        return f"{len(self):,} rows"
+
+    @property
+    def parts(self) -> tuple[EncodedSplit]:
+        """Itself."""
+        return (self,)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says of the tokens."""
+        return {"rows": len(self), **({"shots": self.shots.as_json()} if self.shots else {})}
+
+    def collate(self, rows: NDArray[np.int64], pad_id: int) -> Batch:
+        """The given rows as one padded batch."""
+        return collate(rows, [self.source(i) for i in rows], [self.target(i) for i in rows], pad_id)
 
     @property
     def source_lengths(self) -> NDArray[np.int64]:

@@ -25,23 +25,21 @@ from loralab.atomic_files import write_lines
 from loralab.config.data import HeldOutSettings
 from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
-from loralab.data.batches import collate, evaluation_batches
+from loralab.data.batches import evaluation_batches
 from loralab.data.cache import ArrayFile, Facts, cached
-from loralab.data.lengths import check_lengths
+from loralab.data.encoded import Encoded
 from loralab.data.sources import splits_of
-from loralab.data.span_corruption import Encoded, check_objective_lengths
 from loralab.data.splits import Split, announce, read_split
 from loralab.engine import Engine
 from loralab.errors import DataError, about
-from loralab.evaluation.classification import check_split, within_positions
-from loralab.evaluation.evaluate import LOSS_TOKENS, loss_scores, row_losses
-from loralab.evaluation.rows import encode_evaluation_rows
-from loralab.evaluation.scores import Scores, stack
 from loralab.metrics import LOSS
 from loralab.metrics.metric import Floats
+from loralab.metrics.scores import Scores, stack
 from loralab.metrics.significance import Bootstrap
 from loralab.runs.folder import FORGETTING
 from loralab.runs.record import read_lines
+from loralab.tasks import task_of
+from loralab.tasks.task import LOSS_TOKENS, row_losses
 
 HELD_OUT = ("test", "validation")  # the first of these that the data has
 MASKS = 0  # the seed of masks
@@ -74,7 +72,7 @@ def read_held_out(recipe: Recipe) -> dict[str, Split]:
     rows: dict[str, Split] = {}
     for name, data in recipe.forgetting.items():
         with about(f"forgetting.{name}"):
-            check_objective_lengths(data)
+            task_of(data).check()
             rows[name] = read_split(data, _held_out_split(data))
             say(f"forgetting.{name}: {announce(rows[name], data)}")
     return rows
@@ -98,28 +96,40 @@ def encode_held_out(engine: Engine, recipe: Recipe, rows: Mapping[str, Split]) -
     """Their tokens, each with its own prompt and lengths."""
     encoded: dict[str, Encoded] = {}
     for name, split in rows.items():
-        data, training = recipe.forgetting[name], recipe.training.model_copy(update={"seed": MASKS})
+        data = recipe.forgetting[name]
+        task = task_of(data)
         with about(f"forgetting.{name}"):
-            check_lengths(data, data.lengths, 0, engine.causal, engine.positions)
-            if engine.labels is not None:
-                check_split(engine.labels, split, quietly=True)
-            own = recipe.model_copy(update={"data": data, "training": training})
-            lengths = within_positions(data.lengths, engine.positions) if engine.labels is not None else data.lengths
-            encoded[name] = encode_evaluation_rows(engine, own, split, lengths)
+            task.check_labels(engine.labels, split, quietly=True)
+            lengths = task.within_positions(data.lengths, engine)
+            task.check_lengths(lengths, 0, engine.causal, engine.positions)
+            encoded[name] = task.encode_evaluated(engine, split, lengths, MASKS)
     return encoded
 
 
-def measure_before(engine: Engine, rows: Mapping[str, Split], encoded: Mapping[str, Encoded]) -> dict[str, Scores]:
-    """The losses of the weights that the training starts from; nothing of it shows in the training."""
+def measure_before(
+    engine: Engine, recipe: Recipe, rows: Mapping[str, Split], encoded: Mapping[str, Encoded]
+) -> dict[str, Scores]:
+    """Measures the losses of the weights that the training starts from; the training goes on as if it had not been measured."""
     with engine.preserve_rng():
-        return {
-            name: loss_scores(rows[name], each, _known_losses(engine, name, each)) for name, each in encoded.items()
-        }
+        return _scores(
+            recipe, rows, {name: (each, _known_losses(engine, name, each)) for name, each in encoded.items()}
+        )
 
 
-def measure_after(engine: Engine, rows: Mapping[str, Split], encoded: Mapping[str, Encoded]) -> dict[str, Scores]:
-    """Those of the weights that the training has ended with."""
-    return {name: loss_scores(rows[name], each, _losses(engine, name, each)) for name, each in encoded.items()}
+def measure_after(
+    engine: Engine, recipe: Recipe, rows: Mapping[str, Split], encoded: Mapping[str, Encoded]
+) -> dict[str, Scores]:
+    """Measures the losses of the weights that the training has ended with."""
+    return _scores(recipe, rows, {name: (each, _losses(engine, name, each)) for name, each in encoded.items()})
+
+
+def _scores(
+    recipe: Recipe, rows: Mapping[str, Split], measured: Mapping[str, tuple[Encoded, Floats]]
+) -> dict[str, Scores]:
+    return {
+        name: task_of(recipe.forgetting[name]).loss_scores(rows[name], encoded, losses)
+        for name, (encoded, losses) in measured.items()
+    }
 
 
 def _losses(engine: Engine, name: str, encoded: Encoded) -> Floats:
@@ -130,7 +140,7 @@ def _known_losses(engine: Engine, name: str, encoded: Encoded) -> Floats:
     """From the cache, where these weights have met these rows."""
     lengths = encoded.source_lengths, encoded.target_lengths
     first = evaluation_batches(*lengths, tokens_per_batch=LOSS_TOKENS)[0]
-    known_by = engine.losses(collate(encoded, first, engine.pad_id)).tobytes().hex()
+    known_by = engine.losses(encoded.collate(first, engine.pad_id)).tobytes().hex()
     key = {"tokens": _hash(encoded), "weights": known_by, "on": [engine.device, engine.dtype]}
 
     def build(folder: Path) -> Facts:

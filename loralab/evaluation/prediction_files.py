@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from loralab.data.columns import check_columns, source_text, target_texts
 from loralab.data.readers import READERS, Record, stem_of, suffix_of
-from loralab.data.rows import check_columns, source_text, subject, target_texts
+from loralab.data.rows import subject
 from loralab.errors import DataError, nearest
 from loralab.metrics.labels import is_list, label_text
 from loralab.runs.folder import PREDICTIONS

@@ -18,10 +18,10 @@ from loralab.console.progress import Progress
 from loralab.console.tables import WIDTH, Cell, directions, layout, p_text, score_names, titles, value_cell
 from loralab.errors import DataError, nearest
 from loralab.evaluation.prediction_files import Columns, Predictions, read_predictions
-from loralab.evaluation.scores import score
 from loralab.metrics import COLUMNS, LABELS, METRICS
 from loralab.metrics.classification import ACCURACY, names_in
 from loralab.metrics.metric import Floats
+from loralab.metrics.scores import score
 from loralab.metrics.significance import Bootstrap, holm, mcnemar
 
 

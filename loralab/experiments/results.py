@@ -12,27 +12,22 @@ import numpy as np
 from loralab.config.recipe import Recipe
 from loralab.console.tables import Row, empty_row
 from loralab.data.row_records import describe_rows
-from loralab.data.rows import subject
 from loralab.data.splits import Split, StreamedSplit
-from loralab.evaluation.evaluate import text_floors
 from loralab.evaluation.forgetting import read_forgotten
-from loralab.evaluation.rows import leaked_rows, source_texts
-from loralab.evaluation.scores import Scores, read_scores, score, stack
+from loralab.evaluation.rows import leaked_rows
+from loralab.evaluation.scores import read_scores
 from loralab.experiments.variants import PlannedRun
-from loralab.metrics import BITS, classification
-from loralab.metrics.floors import FLOOR_NAMES, constant, lead
+from loralab.metrics import BITS
 from loralab.metrics.labels import Labels
+from loralab.metrics.scores import Scores, stack
 from loralab.planning.predicted import predicted_and_measured
 from loralab.reports.epochs import by_epoch
 from loralab.reports.run_plots import read_curves
 from loralab.reports.samples import IN_TERMINAL, read_compared_rows
 from loralab.reports.turning_point import first_turn
-from loralab.runs.folder import (
-    METRICS,
-    PREDICTIONS,
-    missing_results,
-)
-from loralab.runs.record import read_lines, read_record
+from loralab.runs.folder import METRICS, missing_results
+from loralab.runs.record import read_record
+from loralab.tasks import task_of
 
 
 def gather(
@@ -51,18 +46,14 @@ def gather(
     scores = {name: stack([read_scores(run.folder) for run in some]) for name, some in finished.items() if some}
     first = scores.get(next(iter(recipe.variants)))
     table = [_row(name, recipe, finished[name], scores.get(name), first) for name in recipe.variants]
-    sentence = ""
-    if recipe.data.packing:
-        for name, value in text_floors(training_rows[0], rows).items():
-            figures = {"value": value, "low": value, "high": value, "p_vs_first": None}
-            table.append({**empty_row(name, "floor"), "metrics": {BITS.name: figures}})
+    sentence, task = "", task_of(recipe.data)
+    for name, value in task.compression_floors(training_rows[0], rows).items():
+        figures = {"value": value, "low": value, "high": value, "p_vs_first": None}
+        table.append({**empty_row(name, "floor"), "metrics": {BITS.name: figures}})
     if recipe.evaluation.metrics:  # the loss alone has no floors
-        if recipe.data.label is None:
-            sentence = constant(training_rows[0].sample_of_targets())
-            floors = _floors(recipe, rows, sentence)
-        else:
-            floors = label_floor(training_rows[0], first_seeds(finished))
-        for name, floor in floors.items():
+        sentence = task.constant_answer(training_rows[0])
+        labels = _labels_of(first_seeds(finished)) if task.classifies else None
+        for name, floor in task.floors(training_rows[0], rows, recipe.evaluation.metrics, labels).items():
             table.append({**empty_row(name, "floor"), "metrics": floor.summary(first)})
     return {
         "name": recipe.name,
@@ -134,29 +125,6 @@ def _seconds_before(run: PlannedRun) -> float:
     return float(record.get("seconds", 0.0) + record.get("seconds_before", 0.0))
 
 
-def _floors(recipe: Recipe, rows: Split, sentence: str) -> dict[str, Scores]:
-    sources = source_texts(rows, bool(recipe.data.messages))
-    predictions = {
-        FLOOR_NAMES["lead"]: [lead(source) for source in sources],
-        FLOOR_NAMES["constant"]: [sentence for _ in rows.examples],
-    }
-    groups = [example.subject for example in rows.examples]
-    references = [example.targets for example in rows.examples]
-    return {
-        name: Scores(groups, score(texts, references, sources, recipe.evaluation.metrics), None)
-        for name, texts in predictions.items()
-    }
-
-
-def label_floor(training_rows: StreamedSplit, folders: dict[str, Path]) -> dict[str, Scores]:
-    """The label that most training rows have, for every row; names and order are those of the first variant's answers."""
-    if not folders:
-        return {}
-    lines = read_lines(next(iter(folders.values())) / PREDICTIONS)
-    labels = Labels.from_json(read_record(next(iter(folders.values())))["labels"])
-    often = labels.named(max(training_rows.label_counts, key=lambda text: training_rows.label_counts[text]))
-    certain = [{name: float(i in labels.places(often)) for i, name in enumerate(labels.names)} for _ in lines]
-    references = [line["references"] for line in lines]
-    values = classification.score([often for _ in lines], references, None, certain)
-    groups = [subject(line["source"], line["references"]) for line in lines]
-    return {f"always {often}": Scores(groups, values, None)}
+def _labels_of(folders: dict[str, Path]) -> Labels | None:
+    """Returns the labels of the first variant; None where none has finished."""
+    return Labels.from_json(read_record(folder)["labels"]) if (folder := next(iter(folders.values()), None)) else None

@@ -10,9 +10,9 @@ from loralab.atomic_files import write_text
 from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
 from loralab.data.inputs import InputTexts
-from loralab.evaluation.classification import Answers, answer_texts
 from loralab.inference.saved_model import open_trained, trained_lengths
 from loralab.metrics.labels import Labels
+from loralab.tasks.label_answers import Answers, answer_texts
 
 SHOWN = 5  # labels in a line
 PROBABILITIES = "probabilities"

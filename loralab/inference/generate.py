@@ -14,7 +14,6 @@ from loralab.atomic_files import write_text
 from loralab.config.extras import check_extras
 from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
-from loralab.data.chat_template import transcript
 from loralab.data.inputs import OUT_FORMATS, InputTexts, read_stdin, read_texts
 from loralab.data.rows import Example
 from loralab.data.splits import Split, read_split
@@ -24,6 +23,7 @@ from loralab.inference.text_generator import TextGenerator
 from loralab.metrics.labels import Labels
 from loralab.runs.find_saved_model import NO_DATA, NO_ROWS, find_saved_model
 from loralab.runs.record import recorded_settings
+from loralab.tasks import task_of
 
 SPLITS = ("train", "validation", "test")
 
@@ -92,7 +92,7 @@ def run_request(
         raise UserError(
             "--seed changes nothing: nothing is drawn. Add --top-p, evaluation.sample=true or --sample SPLIT."
         )
-    if recipe.data.label is not None:
+    if task_of(recipe.data).classifies:
         stored = recorded_settings(trained).get("labels")
         labels = None if stored is None else Labels.from_json(stored)
         return _answer_with_labels(recipe, lambda: TextClassifier(recipe, saved, labels), request, texts)
@@ -176,7 +176,7 @@ def _answer_row(recipe: Recipe, saved: Path | None, sample: str, seed: int | Non
     prediction = generator.write([row.source], None, first, avoid)[0]
     result: dict[str, Any] = {"split": split, "row": row.row, "source": row.source, "references": list(row.targets)}
     parts = {
-        "Source": transcript(row.source) if recipe.data.messages else row.source,
+        "Source": task_of(recipe.data).shown(row.source),
         "Reference": "\n".join(row.targets),
     }
     if recipe.evaluation.sample:

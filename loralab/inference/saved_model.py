@@ -10,17 +10,16 @@ from loralab.config.extras import check_extras
 from loralab.config.recipe import Recipe
 from loralab.console.progress import say
 from loralab.console.tables import empty_row
-from loralab.data.lengths import check_lengths, resolve_lengths
 from loralab.data.row_records import describe_rows
 from loralab.data.training_rows import read_training_rows
 from loralab.engine import Engine, load_engine, merge, open_engine
 from loralab.errors import RecipeError, UserError
-from loralab.evaluation.classification import check_split, settle_labels, within_positions
 from loralab.evaluation.evaluate import evaluate
 from loralab.evaluation.rows import encode_asked, read_evaluation_rows
 from loralab.metrics.labels import Labels
 from loralab.runs.find_saved_model import NO_DATA, NO_ROWS, find_saved_model
 from loralab.runs.folder import check_free, size_on_disk
+from loralab.tasks import task_of
 
 
 def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dict[str, Any]:
@@ -28,12 +27,10 @@ def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dic
     recipe, saved = find_saved_model(trained, overrides, base)
     check_extras(recipe, trains=False)
     rows = read_evaluation_rows(recipe)
-    labels = None
-    if recipe.data.label is not None and not _brings_labels(saved):
-        labels = settle_labels(recipe, read_training_rows(recipe))
-    engine = open_trained(recipe, saved, labels)
-    if engine.labels is not None:
-        check_split(engine.labels, rows)
+    task = task_of(recipe.data)
+    settles = task.classifies and not _brings_labels(saved)
+    engine = open_trained(recipe, saved, task.settle_labels(read_training_rows(recipe)) if settles else None)
+    task.check_labels(engine.labels, rows)
     lengths = trained_lengths(engine, recipe, reads_rows=True)
     training = read_training_rows(recipe) if recipe.evaluation.shots else None
     asked = encode_asked(engine, recipe, rows, lengths, training)
@@ -87,7 +84,7 @@ def trained_lengths(engine: Engine, recipe: Recipe, reads_rows: bool = False) ->
     Raises:
         RecipeError: the lengths do not fit the model; a percentile is given, and no rows are read.
     """
-    source, target = recipe.data.max_source_length, recipe.data.max_target_length
+    task, (source, target) = task_of(recipe.data), (recipe.data.max_source_length, recipe.data.max_target_length)
     if not (isinstance(source, int) and isinstance(target, int)):
         if not reads_rows:
             given = source if isinstance(source, str) else target
@@ -95,8 +92,8 @@ def trained_lengths(engine: Engine, recipe: Recipe, reads_rows: bool = False) ->
                 f"{given} is a percentile of training rows, and no rows are read here. Give a number of tokens, such as "
                 "data.max_source_length=512 data.max_target_length=64."
             )
-        source, target = resolve_lengths(read_training_rows(recipe), engine.tokenizer, source, target, engine.prompt)
-    if engine.labels is not None:
-        return within_positions((source, target), engine.positions)
-    check_lengths(recipe.data, (source, target), recipe.evaluation.max_new_tokens, engine.causal, engine.positions)
-    return source, target
+        lengths = task.resolve_lengths(engine, read_training_rows(recipe))
+    else:
+        lengths = task.within_positions((source, target), engine)
+    task.check_lengths(lengths, recipe.evaluation.max_new_tokens, engine.causal, engine.positions)
+    return lengths

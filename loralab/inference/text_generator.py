@@ -17,9 +17,9 @@ from loralab.data.stop_sequences import final_part, truncate_at_stop
 from loralab.data.tokenization import encode_sources
 from loralab.data.training_rows import read_training_rows
 from loralab.errors import DataError
-from loralab.evaluation.rows import after_shots
 from loralab.inference.saved_model import open_trained, trained_lengths
 from loralab.runs.find_saved_model import NO_ROWS
+from loralab.tasks.text_answers import after_shots
 
 
 class TextGenerator:

@@ -19,8 +19,8 @@ from loralab.adapters.files import write_card
 from loralab.atomic_files import whole_folder, write_with
 from loralab.config.generation import Decoding
 from loralab.config.recipe import Recipe
-from loralab.data.batches import Batch, collate
-from loralab.data.span_corruption import Documents, Encoded
+from loralab.data.batches import Batch
+from loralab.data.encoded import Encoded
 from loralab.data.stop_sequences import Stops
 from loralab.engine import SavedModelCheck, Step, StepProfile
 from loralab.metrics.labels import Labels
@@ -123,11 +123,11 @@ class TorchEngine:
         return label_losses(logits, torch.from_numpy(batch.labels).to(self.base.device), self.labels.multi, smoothing)
 
     def cache_frozen_features(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
-        if self.labels is None or isinstance(encoded, Documents) or self.recipe.training.frozen_dropout:
+        if self.labels is None or self.recipe.training.frozen_dropout:
             return
         if self._features is None:
             rows = np.argsort(encoded.source_lengths)[[0, -1]]  # of two lengths, so that one is padded
-            ids, mask, _ = tensors_of(collate(encoded, rows, self.pad_id), self.base.device)
+            ids, mask, _ = tensors_of(encoded.collate(rows, self.pad_id), self.base.device)
             prefix = find_frozen_prefix(self.model, ids, mask)
             if prefix is None:
                 return

@@ -22,6 +22,7 @@ from loralab.models.lookup import Base, find_base
 from loralab.planning.memory_advice import NO_BUDGET, remedy
 from loralab.planning.sizes import Sizes, sizes_of
 from loralab.runs.environment import Machine, this_machine
+from loralab.tasks import task_of
 
 LABELS = 2  # of a classifier whose recipe does not name them
 
@@ -79,7 +80,7 @@ def lengths_of(recipe: Recipe) -> Lengths:
     data, expected = recipe.data, recipe.data.expected or ExpectedData()
     settings: dict[str, int | str] = {
         "source": data.max_source_length,
-        "target": 0 if data.label is not None else data.max_target_length,
+        "target": 0 if task_of(data).classifies else data.max_target_length,
     }
     rows, notes, known = (
         expected.train_rows,
@@ -156,7 +157,7 @@ def _row(name: str, recipe: Recipe, lengths: Lengths, machine: Machine, question
 
 def label_count(recipe: Recipe) -> int | None:
     """Returns how many labels a classifier's recipe names; None for a model that writes text."""
-    return None if recipe.data.label is None else len(recipe.data.labels) or LABELS
+    return len(recipe.data.labels) or LABELS if task_of(recipe.data).classifies else None
 
 
 def _origin(recipe: Recipe, base: Base) -> str:
@@ -201,11 +202,12 @@ def settings_of(recipe: Recipe, dtype: str, device: str) -> StepSettings:
 def shape_of(recipe: Recipe, facts: ModelFacts, lengths: Lengths) -> BatchShape:
     """Returns the largest batch: every row as long as it may be, and no longer than a classifier's positions."""
     target, source = lengths.target, min(lengths.source, facts.positions or lengths.source)
-    if facts.causal and recipe.data.source is None and recipe.data.messages is None:  # whole texts
+    task = task_of(recipe.data)
+    if facts.causal and not task.has_source:
         source = 0
     rows = recipe.training.batch_size or max(1, (recipe.training.token_budget or 0) // (source + max(target, 1)))
     learnt = rows * (target - 1 if source == 0 and target > 1 else max(target, 1))
-    return BatchShape(rows, source, target, rows > 1, learnt, recipe.data.packing)
+    return BatchShape(rows, source, target, rows > 1, learnt, task.packed_length is not None)
 
 
 def _steps(recipe: Recipe, shape: BatchShape, rows: int | None) -> int | None:

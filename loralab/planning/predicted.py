@@ -19,6 +19,7 @@ from loralab.planning.plan import settings_of
 from loralab.planning.report import operations
 from loralab.runs.folder import FIRST_STEP
 from loralab.runs.record import read_json
+from loralab.tasks import task_of
 
 HEADER = ["first step: predicted", "trained", "FLOPs", "memory"]
 
@@ -32,11 +33,12 @@ def predicted_and_measured(recipe: Recipe, record: dict[str, Any], folder: Path)
     watched = read_json(file)
     if not watched["batches"]:
         return None
-    labels = record.get("labels", {}).get("names") if recipe.data.label is not None else None
+    task = task_of(recipe.data)
+    labels = len(record.get("labels", {}).get("names", ())) if task.classifies else None
     try:
-        traced = trace(recipe, find_base(recipe.model, None if recipe.data.label is None else len(labels or ())))
+        traced = trace(recipe, find_base(recipe.model, labels))
         facts = traced.facts
-        shapes = [_shape(facts, batch, recipe.data.packing) for batch in watched["batches"]]
+        shapes = [_shape(facts, batch, task.packed_length is not None) for batch in watched["batches"]]
         cost = traced.step_cost(settings_of(recipe, record["dtype"], record["device"]), shapes, first=True)
     except (UserError, CannotTrace):
         return None

@@ -9,18 +9,17 @@ from typing import Any
 from loralab.config.data import DataSettings
 from loralab.config.recipe import Recipe
 from loralab.console.progress import say
-from loralab.data.mixture import Mixture, Trained
+from loralab.data.encoded import Encoded, Trained
+from loralab.data.mixture import Mixture
 from loralab.data.row_records import builtin_card, describe_rows
-from loralab.data.sequence_packing import PackedSplit
-from loralab.data.span_corruption import Encoded, MaskedSplit
 from loralab.data.splits import AnySplit, Split, StreamedSplit, announce
 from loralab.data.training_rows import read_training_rows
 from loralab.engine import Engine
-from loralab.evaluation.classification import check_split, settle_labels
 from loralab.evaluation.forgetting import Forgotten, encode_held_out, read_held_out, write_forgotten
-from loralab.evaluation.rows import encode_asked, encode_rows, leaked_rows, read_evaluation_rows
-from loralab.evaluation.scores import Scores
+from loralab.evaluation.rows import encode_asked, leaked_rows, read_evaluation_rows
 from loralab.metrics.labels import Labels
+from loralab.metrics.scores import Scores
+from loralab.tasks import task_of
 from loralab.training.mixture import announce_mixture, describe_shares, encode_mixture, mix, read_mixture, say_shares
 from loralab.training.validation import Choosing, read_choosing_rows
 
@@ -67,12 +66,12 @@ def read_run_datasets(recipe: Recipe) -> RunDatasets:
         say(
             f"{leaked:,} of the {len(evaluated):,} {evaluated.split} rows have a source that is among the training rows too."
         )
-    labels, choosing = settle_labels(recipe, training), read_choosing_rows(recipe, len(training))
-    if labels is not None:
-        check_split(labels, training)
-        check_split(labels, evaluated)
-        if choosing is not None:
-            check_split(labels, choosing.rows, quietly=True)
+    task = task_of(recipe.data)
+    labels, choosing = task.settle_labels(training), read_choosing_rows(recipe, len(training))
+    task.check_labels(labels, training)
+    task.check_labels(labels, evaluated)
+    if choosing is not None:
+        task.check_labels(labels, choosing.rows, quietly=True)
     return RunDatasets(training, mixture, choosing, evaluated, leaked, read_held_out(recipe), labels)
 
 
@@ -87,7 +86,7 @@ def tokenize_run_datasets(
 
 def encode_training_rows(engine: Engine, recipe: Recipe, datasets: RunDatasets, lengths: tuple[int, int]) -> Trained:
     """The training rows' tokens, from the cache where they have been there before, without the rows held out."""
-    encoded = encode_rows(engine, recipe, datasets.training, lengths)
+    encoded = task_of(recipe.data).encode(engine, datasets.training, lengths, recipe.training.one_seed)
     _say_tokens(datasets.training, recipe.data, encoded)
     if datasets.choosing is not None and datasets.choosing.held_out:
         encoded = encoded.after(datasets.choosing.rows.examples[-1].row)
@@ -102,12 +101,7 @@ def encode_training_rows(engine: Engine, recipe: Recipe, datasets: RunDatasets, 
 
 
 def _say_tokens(rows: AnySplit, data: DataSettings, encoded: Encoded) -> None:
-    what = f"{len(encoded):,} rows"
-    if isinstance(encoded, MaskedSplit):
-        what = f"{len(encoded):,} chunks of documents, {len(encoded.ids):,} in all"
-    elif isinstance(encoded, PackedSplit):
-        what = f"{len(encoded.rows):,} texts, {len(encoded.ids):,} in all"
-    start = f"reusing tokens of {what}" if encoded.reused else f"tokens of {what}"
+    start = f"reusing tokens of {encoded}" if encoded.reused else f"tokens of {encoded}"
     say(f"{rows.name}, {rows.split}: {start}{encoded.findings.in_words({'long_rows': data.long_rows})}")
 
 
@@ -116,8 +110,7 @@ def describe_datasets(datasets: RunDatasets, tokens: TokenizedDatasets) -> dict[
     about = {"evaluated": describe_rows(datasets.evaluated, tokens.evaluated) | {"leaked": datasets.leaked}}
     if tokens.training is None:
         return about
-    main = tokens.training.parts[0] if isinstance(tokens.training, Mixture) else tokens.training
-    trained_on = describe_rows(datasets.training, main) | builtin_card(datasets.training)
+    trained_on = describe_rows(datasets.training, tokens.training.parts[0]) | builtin_card(datasets.training)
     if isinstance(tokens.training, Mixture):
         trained_on |= _about_mixture(datasets, tokens.training)
     return about | {"trained_on": trained_on}

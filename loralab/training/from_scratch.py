@@ -14,11 +14,11 @@ from pathlib import Path
 from loralab.atomic_files import whole_folder
 from loralab.config.recipe import Recipe
 from loralab.console.progress import say
-from loralab.data.lengths import check_lengths
 from loralab.data.splits import AnySplit
 from loralab.data.tokenizer_training import DEFAULT_VOCABULARY, GPT2, T5, train_tokenizer
 from loralab.engine import create_base
 from loralab.models import gpt2, is_gpt2, t5
+from loralab.tasks import task_of
 
 BASE = "base"
 
@@ -52,8 +52,9 @@ def check_sizes(recipe: Recipe) -> None:
         t5.new_config(model.name, model.sizes, vocab_size=1, pad_id=0, eos_id=0)
         return
     config = gpt2.new_config(model.name, model.sizes, vocab_size=1, start_id=0, end_id=0, pad_id=None)
-    if recipe.data.packing:
-        check_lengths(recipe.data, (1, recipe.data.row_length), 0, causal=True, positions=config.n_positions)
+    task = task_of(recipe.data)
+    if task.packed_length is not None:
+        task.check_lengths((1, task.packed_length), 0, causal=True, positions=config.n_positions)
 
 
 def _write(recipe: Recipe, training_rows: Sequence[AnySplit], folder: Path) -> None:

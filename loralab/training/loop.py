@@ -24,8 +24,8 @@ from loralab.atomic_files import write_json, write_lines
 from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
 from loralab.console.tables import memory
-from loralab.data.batches import IGNORED_LABEL, Batch, Rows, collate, plan_batches
-from loralab.data.mixture import Trained
+from loralab.data.batches import IGNORED_LABEL, Batch, Rows, plan_batches
+from loralab.data.encoded import Trained
 from loralab.engine import Engine
 from loralab.errors import RunError, Stopped
 from loralab.runs import checkpoint
@@ -137,7 +137,7 @@ def _take(
     run: Path,
 ) -> tuple[Position, Line]:
     """One step: where the loop stands after it, and its line of metrics.jsonl."""
-    batches = [collate(encoded, each, engine.pad_id) for each in rows]
+    batches = [encoded.collate(each, engine.pad_id) for each in rows]
     rate, started = rate_at(before.step, total, recipe.optimizer), time.perf_counter()
     if before.step:
         result = engine.train_step(batches, rate)

@@ -17,8 +17,8 @@ from typing import Any
 from loralab.atomic_files import write_json
 from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
-from loralab.data.batches import Rows, collate
-from loralab.data.mixture import Trained
+from loralab.data.batches import Rows
+from loralab.data.encoded import Trained
 from loralab.engine import Engine
 from loralab.runs.folder import PILOT
 from loralab.runs.record import read_json
@@ -103,7 +103,7 @@ def _try(
     settings = recipe.optimizer.model_copy(update={"learning_rate": rate})
     progress = Progress(f"pilot {rate:g}", len(steps))
     for number, rows in enumerate(steps):
-        batches = [collate(encoded, each, engine.pad_id) for each in rows]
+        batches = [encoded.collate(each, engine.pad_id) for each in rows]
         if not math.isfinite(engine.train_step(batches, rate_at(number, len(steps), settings)).loss):
             return None
         progress.update(number + 1)

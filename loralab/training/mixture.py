@@ -10,16 +10,12 @@ from typing import Any
 
 from loralab.config.recipe import Recipe
 from loralab.console.progress import say
-from loralab.data.lengths import check_lengths, resolve_lengths
+from loralab.data.encoded import Encoded
 from loralab.data.mixture import Mixture
-from loralab.data.sequence_packing import PackedSplit
-from loralab.data.span_corruption import Encoded, check_objective_lengths
 from loralab.data.splits import AnySplit, StreamedSplit, announce, index_split
-from loralab.data.tokenization import prompt_of
 from loralab.engine import Engine
 from loralab.errors import RecipeError, about
-from loralab.evaluation.classification import check_split, within_positions
-from loralab.evaluation.rows import encode_rows
+from loralab.tasks import task_of
 
 
 def read_mixture(recipe: Recipe) -> dict[str, StreamedSplit]:
@@ -27,7 +23,7 @@ def read_mixture(recipe: Recipe) -> dict[str, StreamedSplit]:
     rows: dict[str, StreamedSplit] = {}
     for name, data in recipe.mixture.items():
         with about(f"mixture.{name}"):
-            check_objective_lengths(data)
+            task_of(data).check()
             rows[name] = index_split(data, "train")
     return rows
 
@@ -41,16 +37,12 @@ def encode_mixture(engine: Engine, recipe: Recipe, rows: Mapping[str, AnySplit])
     """Their tokens, each with its own prompt and lengths."""
     encoded: dict[str, Encoded] = {}
     for name, each in rows.items():
-        data = recipe.mixture[name]
+        task = task_of(recipe.mixture[name])
         with about(f"mixture.{name}"):
-            prompt = prompt_of(data, engine.tokenizer, engine.causal, engine.labels)
-            settings = data.max_source_length, data.max_target_length
-            lengths = resolve_lengths(each, engine.tokenizer, *settings, prompt)
-            if engine.labels is not None:
-                check_split(engine.labels, each)
-                lengths = within_positions(lengths, engine.positions)
-            check_lengths(data, lengths, 0, engine.causal, engine.positions)
-            encoded[name] = encode_rows(engine, recipe.model_copy(update={"data": data}), each, lengths)
+            task.check_labels(engine.labels, each)
+            lengths = task.resolve_lengths(engine, each)
+            task.check_lengths(lengths, 0, engine.causal, engine.positions)
+            encoded[name] = task.encode(engine, each, lengths, recipe.training.one_seed)
     return encoded
 
 
@@ -70,9 +62,7 @@ def mix(recipe: Recipe, main: Encoded, others: Mapping[str, Encoded]) -> Mixture
                 "Raise it, or remove the set."
             )
     names = (recipe.data.name, *others)
-    parts = tuple(each for each in (main, *others.values()) if not isinstance(each, PackedSplit))
-    assert len(parts) == len(names), "the recipe's checks leave packed texts alone"
-    return Mixture(names, parts, tuple(counts), recipe.training.one_seed)
+    return Mixture(names, (main, *others.values()), tuple(counts), recipe.training.one_seed)
 
 
 def say_shares(mixture: Mixture) -> None:

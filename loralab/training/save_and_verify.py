@@ -9,8 +9,7 @@ from typing import Any
 
 from loralab.config.recipe import Recipe
 from loralab.console.progress import Progress, say
-from loralab.data.batches import collate
-from loralab.data.mixture import Mixture, Trained
+from loralab.data.encoded import Trained
 from loralab.data.row_records import describe_rows
 from loralab.engine import Engine, SavedModelCheck
 from loralab.errors import RunError, Stopped
@@ -35,8 +34,7 @@ def train_and_save(
     lengths: tuple[int, int],
     folder: Path,
 ) -> dict[str, Any]:
-    parts = encoded.parts if isinstance(encoded, Mixture) else (encoded,)
-    for rows in (*parts, validator.encoded) if validator is not None else parts:
+    for rows in (*encoded.parts, *([] if validator is None else [validator.encoded])):
         engine.cache_frozen_features(rows, Progress("once for all epochs", len(rows)).update)
     pilot = None
     if recipe.optimizer.learning_rate == "pilot":
@@ -49,7 +47,7 @@ def train_and_save(
     saved = engine.save(folder, card)
     peak = engine.peak_memory()  # before the proof, which holds the model twice
     some = plan_steps(recipe, encoded)[0][0][:PROOF_ROWS]
-    proof = engine.verify_saved(saved, collate(encoded, some, engine.pad_id))
+    proof = engine.verify_saved(saved, encoded.collate(some, engine.pad_id))
     _check(proof, saved)
     return {
         "saved": str(saved),

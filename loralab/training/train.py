@@ -12,14 +12,11 @@ from loralab.atomic_files import write_json
 from loralab.config.extras import check_extras
 from loralab.config.recipe import Recipe
 from loralab.console.progress import say
-from loralab.data import span_corruption
-from loralab.data.lengths import check_lengths, resolve_lengths
 from loralab.data.row_records import hashes_of
 from loralab.engine import Engine, open_engine
 from loralab.errors import UserError
-from loralab.evaluation.classification import within_positions
 from loralab.evaluation.confusion_matrix import write_confusion
-from loralab.evaluation.evaluate import evaluate, text_floors
+from loralab.evaluation.evaluate import evaluate
 from loralab.evaluation.forgetting import measure_after, measure_before
 from loralab.runs import checkpoint
 from loralab.runs.environment import environment
@@ -33,6 +30,7 @@ from loralab.runs.folder import (
     write_recipe,
 )
 from loralab.runs.record import read_record
+from loralab.tasks import task_of
 from loralab.training.datasets import (
     RunDatasets,
     TokenizedDatasets,
@@ -70,7 +68,8 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         check_free(out)
     check_extras(recipe, trains=True)
     check_sizes(recipe)
-    span_corruption.check_objective_lengths(recipe.data)
+    task = task_of(recipe.data)
+    task.check()
     datasets = read_run_datasets(recipe)  # first, so that a missing split or column is found before an hour of training
     place = out if resume else None
     with _place_for_base(recipe, place, out) as place:
@@ -81,10 +80,8 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         )
         engine = open_engine(recipe, base, start, datasets.labels)
         say(f"{recipe.model.name} on {engine.device} in {engine.dtype} ({engine.dtype_reason})\n{engine.summary}")
-        settings = recipe.data.max_source_length, recipe.data.max_target_length
-        lengths = resolve_lengths(datasets.training, engine.tokenizer, *settings, engine.prompt)
-        lengths = within_positions(lengths, engine.positions) if engine.labels is not None else lengths
-        check_lengths(recipe.data, lengths, recipe.evaluation.max_new_tokens, engine.causal, engine.positions)
+        lengths = task.resolve_lengths(engine, datasets.training)
+        task.check_lengths(lengths, recipe.evaluation.max_new_tokens, engine.causal, engine.positions)
         if recipe.validation.samples:
             check_sample_length(recipe.evaluation.max_new_tokens, engine.positions)
         tokens = tokenize_run_datasets(engine, recipe, datasets, lengths)
@@ -122,20 +119,20 @@ def _run(
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"name": recipe.name, "method": recipe.training.method}
     record |= {"trainable": engine.trainable, "total": engine.total}
-    before = measure_before(engine, datasets.held_out, tokens.held_out)
+    before = measure_before(engine, recipe, datasets.held_out, tokens.held_out)
     if tokens.training is not None:
         validator = make_validator(recipe, datasets.choosing, engine, lengths)
         record |= train_and_save(engine, recipe, tokens.training, validator, lengths, folder)
     record["peak_memory_bytes"] = engine.peak_memory()
     scores = evaluate(engine, recipe, datasets.evaluated, tokens.evaluated, folder)
     record |= {"metrics": scores.summary(), **about}
-    if recipe.data.packing:
-        record["floors"] = text_floors(datasets.training, datasets.evaluated)
+    if floors := task_of(recipe.data).compression_floors(datasets.training, datasets.evaluated):
+        record["floors"] = floors
     if scores.labels is not None:
         assert engine.labels is not None
         record["labels"] = engine.labels.as_json() | scores.labels
         write_confusion(folder, scores.labels)
-    after = before if tokens.training is None else measure_after(engine, datasets.held_out, tokens.held_out)
+    after = before if tokens.training is None else measure_after(engine, recipe, datasets.held_out, tokens.held_out)
     record["forgetting"] = describe_forgetting(datasets, tokens.held_out, before, after, folder)
     record |= {"lengths": lengths, "device": engine.device, "dtype": engine.dtype, "quantize": recipe.model.quantize}
     record |= environment()

@@ -15,21 +15,15 @@ from dataclasses import dataclass, replace
 from loralab.config.generation import Decoding
 from loralab.config.recipe import Recipe, ValidationSettings
 from loralab.console.progress import Progress, say
-from loralab.data.chat_template import Chat
+from loralab.data.encoded import Encoded
 from loralab.data.sequence_packing import PackedSplit
 from loralab.data.sources import local_path, splits_of
-from loralab.data.span_corruption import Documents, Encoded
 from loralab.data.splits import Split, read_split
-from loralab.data.tokenized_split import EncodedSplit
 from loralab.engine import Engine
 from loralab.errors import DataError, RecipeError
-from loralab.evaluation.classification import answer_rows
-from loralab.evaluation.evaluate import row_losses, write_answers
-from loralab.evaluation.rows import encode_evaluation_rows, source_texts
-from loralab.evaluation.scores import score, value_of
-from loralab.metrics import BITS
-from loralab.metrics.classification import columns_of
 from loralab.runs.validation_lines import Line, best_of
+from loralab.tasks import task_of
+from loralab.tasks.task import Task, row_losses
 from loralab.training.text_samples import TextSample, sample_texts
 
 SPLIT = "validation"
@@ -52,48 +46,20 @@ class Validator:
     choosing: Choosing
     encoded: Encoded
     decoding: Decoding
+    task: Task
 
     def measure(self, engine: Engine, check: Callable[[], None]) -> Line:
         """Column -> value over all rows; None for a number that is not finite. `check` is called now and then, and may raise."""
-        examples = self.choosing.rows.examples
-        writes = self.settings.metrics and engine.labels is None
-        num_sources = len({example.source for example in examples}) if writes else 0
-        progress = Progress("validate", len(self.encoded) + num_sources, transient=True)
+        rows, metrics = self.choosing.rows, self.settings.metrics
+        progress = Progress("validate", self.task.num_validated(rows, self.encoded, metrics), transient=True)
 
         def on_done(done: int) -> None:
             progress.update(done)
             check()
 
-        if engine.labels is not None:
-            with engine.preserve_rng():
-                values = self._of_labels(engine, on_done)
-            return {name: value if math.isfinite(value) else None for name, value in values.items()}
         with engine.preserve_rng():
-            losses = row_losses(engine, self.encoded, on_done)
-            values = {"loss": float(losses.sum() / self.encoded.target_tokens.sum())}
-            if isinstance(self.encoded, PackedSplit):
-                values[BITS.name] = float(losses.sum() / self.encoded.target_bytes.sum() / math.log(2))
-            if self.settings.metrics:
-                assert not isinstance(self.encoded, Documents), "the recipe's checks leave it no metrics"
-                answers = write_answers(
-                    engine, self.choosing.rows, self.encoded, self.decoding, lambda done: on_done(len(losses) + done)
-                )
-                sources = source_texts(self.choosing.rows, isinstance(engine.prompt, Chat))
-                columns = score(answers, [row.targets for row in examples], sources, self.settings.metrics)
-                values |= {name: float(column.mean()) for name, column in columns.items()}
+            values = self.task.validate(engine, metrics, self.decoding, rows, self.encoded, on_done)
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-    def _of_labels(self, engine: Engine, on_done: Callable[[int], None]) -> dict[str, float]:
-        """Those of a classifier."""
-        assert engine.labels is not None and isinstance(self.encoded, EncodedSplit)
-        answers = answer_rows(engine, self.encoded, on_done)
-        losses = answers.losses([self.encoded.target(row) for row in range(len(self.encoded))])
-        references = [[engine.labels.named(row.targets[0])] for row in self.choosing.rows.examples]
-        metrics = self.settings.metrics
-        columns = score(answers.predictions, references, None, metrics, answers.probabilities)
-        return {"loss": float(losses.sum() / self.encoded.target_tokens.sum())} | {
-            name: value_of(name, column) for name, column in columns.items()
-        }
 
     def write_on(self, engine: Engine, check: Callable[[], None]) -> list[TextSample]:
         """The beginnings of some of the texts, and how the model goes on; none where the recipe asks for none."""
@@ -222,12 +188,13 @@ def make_validator(
     """The rows as the engine's model reads them."""
     if choosing is None:
         return None
-    if engine.labels is not None and recipe.validation.metric != "loss":
-        measured = columns_of(len(engine.labels.names), engine.labels.multi)
-        if recipe.validation.metric not in measured:
-            raise RecipeError(
-                f"validation.metric {recipe.validation.metric} is not measured with {len(engine.labels.names)} labels. "
-                f"Choose among loss, {', '.join(measured)}."
-            )
-    encoded = encode_evaluation_rows(engine, recipe, choosing.rows, lengths)
-    return Validator(recipe.validation, choosing, encoded, recipe.evaluation)
+    task, metric = task_of(recipe.data), recipe.validation.metric
+    measured = task.validation_columns(engine.labels)
+    if measured is not None and metric not in ("loss", *measured):
+        assert engine.labels is not None
+        raise RecipeError(
+            f"validation.metric {metric} is not measured with {len(engine.labels.names)} labels. "
+            f"Choose among loss, {', '.join(measured)}."
+        )
+    encoded = task.encode_evaluated(engine, choosing.rows, lengths, recipe.training.one_seed)
+    return Validator(recipe.validation, choosing, encoded, recipe.evaluation, task)

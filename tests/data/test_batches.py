@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from folders import INSTRUCTION, index, split_of
 
-from loralab.data.batches import collate, evaluation_batches, plan_batches
+from loralab.data.batches import evaluation_batches, plan_batches
 from loralab.data.prompts import Prompt
 from loralab.data.splits import Split
 from loralab.data.tokenization import encode
@@ -148,7 +148,7 @@ def encoded(t5: Any, dialogues: Split) -> EncodedSplit:
 
 def test_collated_rows_are_the_encoded_rows(encoded: EncodedSplit) -> None:
     for rows in evaluation_batches(encoded.source_lengths, encoded.target_lengths, tokens_per_batch=4096):
-        batch = collate(encoded, rows, pad_id=0)
+        batch = encoded.collate(rows, pad_id=0)
         sources = [encoded.source(i).tolist() for i in rows]
         targets = [encoded.target(i).tolist() for i in rows]
         np.testing.assert_array_equal(batch.rows, rows)
@@ -162,7 +162,7 @@ def test_collated_rows_are_the_encoded_rows(encoded: EncodedSplit) -> None:
 
 def test_a_padding_token_in_the_text_is_a_real_token(t5: Any) -> None:
     encoded = encode(split_of(("a<pad>b", "c<pad>"), ("one two three four five", "d")), t5, Prompt("{source}"), 32, 32)
-    batch = collate(encoded, np.array([0, 1]), pad_id=t5.pad_token_id)
+    batch = encoded.collate(np.array([0, 1]), pad_id=t5.pad_token_id)
     assert t5.pad_token_id in encoded.source(0) and t5.pad_token_id in encoded.target(0)
     np.testing.assert_array_equal(batch.source_mask.sum(axis=1), encoded.source_lengths)
     np.testing.assert_array_equal((batch.labels != -100).sum(axis=1), encoded.target_lengths)

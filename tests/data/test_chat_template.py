@@ -14,7 +14,6 @@ from stories import CHATML, make_stories
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from loralab.config.loading import load_recipe
-from loralab.data.batches import collate
 from loralab.data.chat_template import QUESTION, open_chat, split_conversation, transcript
 from loralab.data.inputs import read_texts
 from loralab.data.lengths import resolve_lengths
@@ -83,7 +82,7 @@ def rendered(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase,
 def test_the_unmasked_tokens_are_the_last_answer_and_its_end(tokenizer: Any, tmp_path: Path) -> None:
     rows = read_chats(write_rows(tmp_path, [[SYSTEM, *TURNS], TURNS[:2]]))
     encoded = encode(rows, tokenizer, open_chat(tokenizer), 400, 100)
-    batch = collate(encoded, np.array([0, 1]), 0)
+    batch = encoded.collate(np.array([0, 1]), 0)
     ids, mask, following = join(*(torch.from_numpy(a) for a in (batch.source_ids, batch.source_mask, batch.labels)))
     learnt = [tokenizer.decode(row[row != -100]) for row in following]
     assert learnt == ["They saw a big red ball.<|im_end|>", "Tom {and} Lily.<|im_end|>"]

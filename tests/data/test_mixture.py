@@ -14,7 +14,6 @@ from folders import read, real_rows, write_jsonl
 
 from loralab.config.loading import load_recipe
 from loralab.config.recipe import Recipe
-from loralab.data.batches import collate
 from loralab.data.mixture import Mixture
 from loralab.data.prompts import Prompt
 from loralab.data.span_corruption import encode_documents
@@ -102,7 +101,7 @@ def test_rows_keep_their_own_prompt_and_tokens(sets: dict[str, EncodedSplit], t5
     recipe = some_recipe(chats=0.5)
     mixture = mix(recipe, sets["main"], {"chats": sets["chats"]})
     rows = mixture.rows_of(3)
-    batch = collate(mixture, rows, 0)
+    batch = mixture.collate(rows, 0)
     for p, (name, part) in enumerate(sets.items()):
         mine = rows % 2 == p
         texts = t5.batch_decode(batch.source_ids[mine])

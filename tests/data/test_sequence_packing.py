@@ -22,7 +22,6 @@ from transformers import (
 )
 from transformers import GPT2Config as TheirConfig
 
-from loralab.data.batches import collate
 from loralab.data.sequence_packing import PackedSplit, best_fit
 from loralab.errors import ModelError
 from loralab.metrics.compression import AFTER, ALONE, xz_bits_per_byte
@@ -202,12 +201,12 @@ def test_a_model_that_cannot_pack_is_refused() -> None:
 
 def test_a_batch_says_which_text_each_token_is_of(split: PackedSplit) -> None:
     some = split.rows_of(0)[:4]
-    batch = collate(split, some, 0)
+    batch = split.collate(some, 0)
     assert batch.documents is not None and batch.documents.shape == batch.labels.shape == batch.source_ids.shape
     assert ((batch.documents < 0) == ~batch.source_mask).all() and ((batch.labels == -100) == ~batch.source_mask).all()
     assert (batch.num_source_tokens, batch.num_target_tokens) == (0, int(batch.source_mask.sum()))
     windows = np.flatnonzero(split.target_tokens < split.source_lengths)[:2]
-    batch = collate(split, windows, 0)
+    batch = split.collate(windows, 0)
     assert batch.num_target_tokens == split.target_tokens[windows].sum() and batch.num_source_tokens > 0
 
 

@@ -12,7 +12,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loralab.builtin_data import corpus
 from loralab.config.recipe import Recipe
-from loralab.data.batches import collate
 from loralab.data.span_corruption import (
     MEAN_SPAN,
     NOISE_DENSITY,
@@ -174,7 +173,7 @@ def test_every_epoch_takes_every_chunk_with_that_epoch_s_masks(
         [batch for step in plan_steps(Recipe.model_validate(tree), split) for batch in step]
     )
     assert sorted(rows.tolist()) == list(range(3 * len(split)))
-    batch = collate(split, np.array([len(split) + 5, 5]), 0)
+    batch = split.collate(np.array([len(split) + 5, 5]), 0)
     assert split.numbers_of(batch.rows) == f"{split.numbers[5]}, {split.numbers[5]}"
     for at, row in enumerate((len(split) + 5, 5)):
         assert batch.source_ids[at].tolist() == split.source(row).tolist()

@@ -18,19 +18,17 @@ from transformers import (
 
 from loralab import load_adapter
 from loralab.config.loading import load_recipe
-from loralab.data.batches import collate
 from loralab.errors import DataError, ModelError, RecipeError
 from loralab.evaluation.prediction_files import Columns
-from loralab.evaluation.rows import encode_rows
 from loralab.evaluation.score_files import report, score_files
 from loralab.evaluation.scores import read_scores
-from loralab.experiments.results import label_floor
 from loralab.inference.saved_model import evaluate_saved
 from loralab.metrics.labels import Labels
 from loralab.metrics.significance import mcnemar
 from loralab.on_torch.engine import TorchEngine, open_engine
 from loralab.on_torch.loading.load import model_folder
 from loralab.runs.record import read_lines, read_record
+from loralab.tasks import task_of
 from loralab.training.datasets import read_run_datasets
 from loralab.training.train import train
 
@@ -92,8 +90,12 @@ def test_several_labels_a_row(bases: Path, tmp_path: Path) -> None:
 
 
 def test_the_floor_is_the_label_that_most_training_rows_have(classifiers: dict[str, Path], bases: Path) -> None:
-    training = read_run_datasets(load_recipe(bases / "distilbert.yaml")).training
-    ((name, floor),) = label_floor(training, {"lora": classifiers["distilbert lora"]}).items()
+    recipe = load_recipe(bases / "distilbert.yaml")
+    datasets, labels = read_run_datasets(recipe), read_record(classifiers["distilbert lora"])["labels"]
+    floors = task_of(recipe.data).floors(
+        datasets.training, datasets.evaluated, ["classification"], Labels.from_json(labels)
+    )
+    ((name, floor),) = floors.items()
     assert name == "always NEGATIVE"
     values = {key: metric["value"] for key, metric in floor.summary().items()}
     assert values == pytest.approx(
@@ -134,13 +136,13 @@ def test_training_is_the_same_from_states_that_were_computed_once(
     trained: list[list[torch.Tensor]] = []
     for once in (True, False):
         engine: TorchEngine = open_engine(recipe, labels=NEG_POS)
-        encoded = encode_rows(engine, recipe, read_run_datasets(recipe).training, (20, 1))
+        encoded = task_of(recipe.data).encode(engine, read_run_datasets(recipe).training, (20, 1), 0)
         if once:
             engine.cache_frozen_features(encoded, lambda done: None)
             (lowest,) = [module for name, module in engine.model.named_modules() if name.endswith("layer.0.attention")]
             lowest.register_forward_pre_hook(lambda *_: pytest.fail("a step ran the frozen part"))
         for step in range(8):
-            engine.train_step([collate(encoded, np.arange(8 * step, 8 * step + 8), 0)], 1e-2)
+            engine.train_step([encoded.collate(np.arange(8 * step, 8 * step + 8), 0)], 1e-2)
         trained.append([parameter.detach().clone() for parameter in engine.parameters])
     assert trained[0]
     # rows stand in other batches: sums in another order
@@ -159,7 +161,7 @@ def test_training_is_the_same_from_states_that_were_computed_once(
 )
 def test_only_what_no_training_changes_is_computed_once(overrides: list[str], computed: bool, bases: Path) -> None:
     engine: TorchEngine = open_engine(load_recipe(bases / "bert.yaml", overrides), labels=NEG_POS)
-    encoded = encode_rows(engine, engine.recipe, read_run_datasets(engine.recipe).training, (20, 1))
+    encoded = task_of(engine.recipe.data).encode(engine, read_run_datasets(engine.recipe).training, (20, 1), 0)
     engine.cache_frozen_features(encoded, lambda done: None)
     assert (engine._features is not None) == computed
 
@@ -172,7 +174,7 @@ def test_states_are_found_again_until_a_weight_changes(bases: Path, cache: Path)
             with torch.no_grad():
                 engine.model.get_parameter("bert.embeddings.word_embeddings.weight")[2000].add_(1)
         engine.cache_frozen_features(
-            encode_rows(engine, recipe, read_run_datasets(recipe).training, (20, 1)), lambda done: None
+            task_of(recipe.data).encode(engine, read_run_datasets(recipe).training, (20, 1), 0), lambda done: None
         )
         assert len(list(cache.glob("features-*"))) == entries
 
@@ -181,9 +183,9 @@ def test_dropout_in_the_frozen_part_is_there_on_demand(bases: Path) -> None:
     for wanted in (False, True):
         recipe = load_recipe(bases / "bert.yaml", ["training.method=head", f"training.frozen_dropout={wanted}".lower()])
         engine: TorchEngine = open_engine(recipe, labels=NEG_POS)
-        encoded = encode_rows(engine, recipe, read_run_datasets(recipe).training, (20, 1))
+        encoded = task_of(recipe.data).encode(engine, read_run_datasets(recipe).training, (20, 1), 0)
         engine.cache_frozen_features(encoded, lambda done: None)
-        engine.train_step([collate(encoded, np.arange(4), 0)], 1e-3)
+        engine.train_step([encoded.collate(np.arange(4), 0)], 1e-3)
         assert engine.model.get_submodule("bert.embeddings.dropout").training == wanted
         assert engine.model.get_submodule("dropout").training
         assert (engine._features is None) == wanted

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loralab import LoRASpec, attach, generate, load_adapter, load_model
 from loralab.config.loading import load_recipe
-from loralab.data.batches import Batch, collate
+from loralab.data.batches import Batch
 from loralab.data.tokenization import encode
 from loralab.errors import RecipeError
 from loralab.evaluation.rows import leaked_rows
@@ -192,7 +192,7 @@ def batches(place: Path, steps: int) -> list[Batch]:
     rows = read(place / "data", source="begins", target="goes_on")
     encoded = encode(rows, engine.tokenizer, engine.prompt, 64, 96)
     order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(0)).numpy()
-    return [collate(encoded, order[4 * step : 4 * step + 4], engine.pad_id) for step in range(steps)]
+    return [encoded.collate(order[4 * step : 4 * step + 4], engine.pad_id) for step in range(steps)]
 
 
 def test_twenty_steps_are_pefts(place: Path) -> None:

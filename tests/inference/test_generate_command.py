@@ -293,7 +293,7 @@ def test_a_mistake_is_one_clear_error_before_anything_is_loaded(
     files |= {"latin.txt": b"\xe9t\xe9\n", "again.jsonl": b'{"source": "a", "prediction": "b"}\n', "good.txt": b"a\n"}
     for name, content in files.items():
         Path(name).write_bytes(content)
-    monkeypatch.setattr("loralab.inference.generate.open_trained", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("loralab.inference.text_generator.open_trained", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(UserError) as error:
         ask(base, **question)
     assert message in str(error.value)

@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 
 from loralab.errors import DataError
-from loralab.evaluation.scores import value_of
 from loralab.metrics import COLUMNS
 from loralab.metrics.classification import columns_of, details, score
+from loralab.metrics.scores import value_of
 from loralab.metrics.significance import Bootstrap, mcnemar
 
 

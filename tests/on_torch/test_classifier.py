@@ -22,8 +22,6 @@ from transformers import (
 from loralab import LoRASpec, attach, load_adapter
 from loralab.adapters import files as adapter
 from loralab.config.loading import load_recipe
-from loralab.data.batches import collate
-from loralab.evaluation.rows import encode_rows
 from loralab.inference.generate import GenerateRequest, run_request
 from loralab.inference.saved_model import merge_saved
 from loralab.metrics.labels import Labels
@@ -31,6 +29,7 @@ from loralab.models import bert, distilbert
 from loralab.on_torch.engine import open_engine
 from loralab.on_torch.models.heads import head_modules, head_parameters
 from loralab.runs.record import read_record
+from loralab.tasks import task_of
 from loralab.training.datasets import read_run_datasets
 
 NEG_POS = Labels(("neg", "pos"))
@@ -131,7 +130,7 @@ def test_lora_on_the_top_alone_needs_no_gradients_below(bases: Path) -> None:
     for layer in layers.children():
         layer.register_forward_hook(lambda _, __, output: states.append(output.requires_grad))
     rows = read_run_datasets(recipe).training
-    engine.train_step([collate(encode_rows(engine, recipe, rows, (20, 1)), np.arange(4), 0)], 1e-3)
+    engine.train_step([task_of(recipe.data).encode(engine, rows, (20, 1), 0).collate(np.arange(4), 0)], 1e-3)
     assert states == [False, True]
 
 

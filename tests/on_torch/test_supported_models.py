@@ -36,13 +36,13 @@ from transformers import (
 from loralab import LoRASpec, attach, load_model
 from loralab.config.data import DataSettings
 from loralab.config.loading import load_recipe
-from loralab.data.lengths import check_lengths
 from loralab.data.prompts import Prompt
-from loralab.data.tokenization import encode_sources, encode_targets, prompt_of
+from loralab.data.tokenization import encode_sources, encode_targets
 from loralab.errors import ModelError, RecipeError
 from loralab.on_torch.engine import TorchEngine
 from loralab.on_torch.loading.supported_models import check_supported
 from loralab.on_torch.ops.dropout import set_dropout
+from loralab.tasks import task_of
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
@@ -162,7 +162,7 @@ def test_a_causal_row_has_no_end_before_its_target_and_no_start_in_it(data_folde
     for name in ("t5", "gpt2", "bert-base-uncased"):
         tokenizer: Any = AutoTokenizer.from_pretrained(data_folder / "tokenizers" / name)
         tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
-        prompt = prompt_of(settings(prompt="Text: {text} Title:"), tokenizer, causal=True)
+        prompt = task_of(settings(prompt="Text: {text} Title:")).prompt(tokenizer, causal=True)
         bare = tokenizer("Text: Hello there. Title:", add_special_tokens=False).input_ids
         start = [tokenizer.cls_token_id] if name.startswith("bert") else []
         assert encode_sources(["Hello there."], tokenizer, prompt, 50) == ([start + bare], 0)
@@ -187,9 +187,9 @@ def test_without_a_source_a_text_begins_with_the_start_token(data_folder: Path) 
     gpt2: Any = AutoTokenizer.from_pretrained(data_folder / "tokenizers/gpt2")
     t5: Any = AutoTokenizer.from_pretrained(data_folder / "tokenizers/t5")
     for tokenizer, start in ((gpt2, gpt2.bos_token_id), (t5, t5.eos_token_id)):
-        prompt = prompt_of(settings(source=None), tokenizer, causal=True)
+        prompt = task_of(settings(source=None)).prompt(tokenizer, causal=True)
         assert encode_sources([""], tokenizer, prompt, 8) == ([[start]], 0)
-        fixed = prompt_of(settings(source=None, prompt="A story: {source}"), tokenizer, causal=True)
+        fixed = task_of(settings(source=None, prompt="A story: {source}")).prompt(tokenizer, causal=True)
         assert tokenizer.decode(encode_sources([""], tokenizer, fixed, 8)[0][0]).strip() == "A story:"
 
 
@@ -214,9 +214,9 @@ def test_rows_must_fit_the_positions(
     source: str | None, lengths: tuple[int, int], new: int, causal: bool, message: str | None
 ) -> None:
     if message is None:
-        check_lengths(settings(source=source), lengths, new, causal, 100)
+        task_of(settings(source=source)).check_lengths(lengths, new, causal, 100)
     else:
         with pytest.raises(RecipeError) as caught:
-            check_lengths(settings(source=source), lengths, new, causal, 100)
+            task_of(settings(source=source)).check_lengths(lengths, new, causal, 100)
         assert message in str(caught.value) and "evaluation.max_new_tokens" in str(caught.value)
-    check_lengths(settings(source=source), lengths, new, causal, None)
+    task_of(settings(source=source)).check_lengths(lengths, new, causal, None)

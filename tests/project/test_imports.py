@@ -34,6 +34,7 @@ FOLDERS = (
     "models",
     "adapters",
     "data",
+    "tasks",
     "engine",
     "runs",
     "planning",
@@ -55,6 +56,7 @@ ENGINE_MAY_IMPORT = {
     "models",
     "adapters",
     "data",
+    "tasks",
     "engine",
 }
 MOST_FILES_AT_THE_TOP = 6

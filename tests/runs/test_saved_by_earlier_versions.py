@@ -20,6 +20,7 @@ from loralab.data import tokenization as encode
 from loralab.data.lengths import resolve_lengths
 from loralab.data.splits import index_split
 from loralab.models.checkpoint_files import load_tokenizer, model_folder
+from loralab.tasks import task_of
 
 STORED = Path(__file__).parent / "saved_by_0_1_0"
 ENTRIES = {"lengths-8bf984988976dc1638aa1adaa643ef6d", "tokens-dc2a0b8550b0e17cdd3aee18672fc0ee"}
@@ -91,7 +92,7 @@ def test_cached_tokens_are_found_again(place: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(place)
     data = load_recipe(place / "comparison/lora-2/recipe.yaml").data
     tokenizer, rows = load_tokenizer(model_folder("embedded:tiny-t5")), index_split(data, "train")
-    prompt = encode.prompt_of(data, tokenizer, causal=False)
+    prompt = task_of(data).prompt(tokenizer, causal=False)
     lengths = resolve_lengths(rows, tokenizer, data.max_source_length, data.max_target_length, prompt)
     assert lengths == tuple(read(place / "comparison/lora-2/record.json")["lengths"])
     encode.encode(rows, tokenizer, prompt, *lengths)

@@ -24,7 +24,6 @@ from loralab.config.loading import load_recipe, recipe_from_tree
 from loralab.config.model import ModelSizes
 from loralab.config.recipe import Recipe
 from loralab.config.training import OptimizerSettings
-from loralab.data.batches import collate
 from loralab.data.sequence_packing import encode_packed
 from loralab.data.splits import read_split
 from loralab.data.tokenizer_training import GPT2 as GPT2_TOKENS
@@ -213,7 +212,7 @@ def test_accumulated_batches_weigh_each_token_the_same(
         engine = open_engine(recipe(settings))
         split = encode_packed(read_split(engine.recipe.data, "train"), engine.tokenizer, 64, 0)
         rows = split.rows_of(0)[np.argsort(split.lengths_of(split.rows_of(0))[0])][[0, -2, -1]]  # a short one, two full
-        batches = [collate(split, rows[part], 0) for part in parts]
+        batches = [split.collate(rows[part], 0) for part in parts]
         steps.append(engine.train_step(batches, 1e-2))
     assert batches[0].num_target_tokens != batches[1].num_target_tokens
     assert steps[0].loss == pytest.approx(steps[1].loss, rel=1e-5)

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from loralab.config.loading import load_recipe
 from loralab.config.recipe import Recipe
-from loralab.data.batches import Batch, collate, plan_batches
+from loralab.data.batches import Batch, plan_batches
 from loralab.data.splits import read_split
 from loralab.data.tokenization import encode
 from loralab.evaluation.scores import read_scores
@@ -105,7 +105,7 @@ def batches(settings: Recipe, engine: TorchEngine) -> Iterator[Batch]:
     lengths = encoded.source_lengths, encoded.target_lengths
     for epoch in range(STEPS):
         for rows in plan_batches(*lengths, tokens_per_batch=None, batch_size=4, seed=1, epoch=epoch):
-            yield collate(encoded, rows, engine.pad_id)
+            yield encoded.collate(rows, engine.pad_id)
 
 
 @pytest.mark.parametrize(("method", "rate"), [("lora", 1e-3), ("full", 1e-3)])

@@ -16,7 +16,7 @@ from transformers import T5ForConditionalGeneration
 from loralab.builtin_data import model_folder
 from loralab.config.loading import load_recipe
 from loralab.config.recipe import Recipe
-from loralab.data.batches import Batch, collate, plan_batches
+from loralab.data.batches import Batch, plan_batches
 from loralab.data.prompts import Prompt
 from loralab.data.splits import read_split
 from loralab.data.tokenization import encode
@@ -50,7 +50,7 @@ def real_batches(settings: Recipe, engine: TorchEngine) -> Iterator[Batch]:
     for epoch_rows in plan_batches(
         encoded.source_lengths, encoded.target_lengths, tokens_per_batch=None, batch_size=4, seed=1, epoch=0
     ):
-        yield collate(encoded, epoch_rows, engine.pad_id)
+        yield encoded.collate(epoch_rows, engine.pad_id)
 
 
 class Peers:

@@ -8,7 +8,6 @@ from torch import nn
 
 from loralab.config.recipe import Recipe
 from loralab.data.chat_template import Chat
-from loralab.data.tokenization import prompt_of
 from loralab.metrics.labels import Labels
 from loralab.models.checkpoint_files import load_tokenizer, model_folder
 from loralab.on_torch.loading import classifier
@@ -19,6 +18,7 @@ from loralab.on_torch.loading.supported_models import check_looks_back, check_su
 from loralab.on_torch.models import causal
 from loralab.on_torch.quantization.quantize import quantization
 from loralab.on_torch.training import sequence_packing
+from loralab.tasks import task_of
 
 
 class RecipeBase:
@@ -41,15 +41,15 @@ class RecipeBase:
         Raises:
             ModelError: there is no such base, or it is none that this recipe can train.
         """
-        self.recipe, self.folder = recipe, model_folder(name)
-        check_supported(self.folder, recipe.data.label is not None)
+        self.recipe, self.folder, self.task = recipe, model_folder(name), task_of(recipe.data)
+        check_supported(self.folder, self.task.classifies)
         self.device = choose_device(recipe.model.device)
         self.dtype, self.dtype_reason = choose_dtype(recipe.model.dtype, self.device)
         self.tokenizer = load_tokenizer(self.folder)
         self.causal, self.fresh = False, list[str]()
         self.positions: int | None = None
         self.labels: Labels | None = None
-        if recipe.data.label is not None:
+        if self.task.classifies:
             fitted, self._keeps_head = fitted_labels(labels, self.folder)
             self.labels = fitted.also(recipe.data.labels)
 
@@ -66,11 +66,10 @@ class RecipeBase:
         else:
             classifier.prepare_padding(model, self.tokenizer)
             self.positions = classifier.positions(model, self.tokenizer)
-        self.prompt = prompt_of(self.recipe.data, self.tokenizer, self.causal, self.labels)
+        self.prompt = self.task.prompt(self.tokenizer, self.causal, self.labels)
         if self.causal:
             check_looks_back(model)
-            if self.recipe.data.packing:
-                longest = self.recipe.data.row_length
+            if (longest := self.task.packed_length) is not None:
                 sequence_packing.check_supports_packing(model, min(longest, self.positions or longest))
         self.set_special_tokens(model)
         return model

@@ -21,6 +21,7 @@ from loralab.on_torch.training.forward import token_losses
 from loralab.on_torch.training.frozen_prefix import FrozenEncoder, encoder_of
 from loralab.on_torch.training.optimizer import Optimizer
 from loralab.on_torch.training.set_trainable import set_trainable
+from loralab.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class _Batch:
 
 def _loss(model: nn.Module, recipe: Recipe, shape: BatchShape, device: torch.device) -> Callable[[], Tensor]:
     """Mean loss of the batch; of a head that is trained alone, on states."""
-    classifies = recipe.data.label is not None
+    classifies = task_of(recipe.data).classifies
     batch = _Batch(int(model.config.vocab_size), shape, classifies, device)  # type: ignore[union-attr, arg-type]
     if recipe.training.method == "head" and not recipe.training.frozen_dropout:
         cut, weight = FrozenEncoder(model), next(encoder_of(model).parameters())

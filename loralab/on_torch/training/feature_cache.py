@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loralab.data.batches import Batch, collate, evaluation_batches
+from loralab.data.batches import Batch, evaluation_batches
 from loralab.data.cache import Facts, cached
-from loralab.data.tokenized_split import EncodedSplit
+from loralab.data.encoded import Encoded
 from loralab.on_torch.models.heads import head_parameters
 from loralab.on_torch.training.forward import tensors_of
 from loralab.on_torch.training.frozen_prefix import FrozenPrefix
@@ -41,7 +41,7 @@ class FeatureCache:
         self._rows: dict[bytes, Array] = {}
         """Of a row's ids, by their hash: [S, D], or [1, D], mapped from the disk."""
 
-    def prepare(self, encoded: EncodedSplit, on_done: Callable[[int], None]) -> None:
+    def prepare(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
         """Computes the states of all rows, or finds them in the cache."""
         ends = np.cumsum(np.minimum(encoded.source_lengths, self.prefix.most_tokens))
         if int(ends[-1]) * self.prefix.width * self.dtype.itemsize > MOST_BYTES:
@@ -64,15 +64,13 @@ class FeatureCache:
         on_device = torch.from_numpy(states).view(self.dtype).to(self.device)
         return self.prefix.logits(on_device, *tensors_of(batch, self.device)[:2])
 
-    def _write(
-        self, folder: Path, encoded: EncodedSplit, ends: NDArray[np.int64], on_done: Callable[[int], None]
-    ) -> Facts:
+    def _write(self, folder: Path, encoded: Encoded, ends: NDArray[np.int64], on_done: Callable[[int], None]) -> Facts:
         lengths = encoded.source_lengths, encoded.target_lengths
         shape, done = (int(ends[-1]), self.prefix.width), 0
         states = np.lib.format.open_memmap(folder / "states.npy", "w+", np.dtype(STORED[self.dtype]), shape)
         self.prefix.model.eval()
         for rows in evaluation_batches(*lengths, tokens_per_batch=TOKENS_PER_BATCH):
-            given = self.prefix.states(*tensors_of(collate(encoded, rows, self.pad_id), self.device)[:2]).cpu()
+            given = self.prefix.states(*tensors_of(encoded.collate(rows, self.pad_id), self.device)[:2]).cpu()
             bits = given.view(torch.uint16).numpy() if self.dtype == torch.bfloat16 else given.numpy()
             for row, found in zip(rows, bits, strict=True):
                 start = ends[row - 1] if row else 0

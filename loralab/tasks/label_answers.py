@@ -1,26 +1,20 @@
-"""Classifiers on real rows: which labels a data set has, and what a model answers with them.
-
-training rows ──> Labels ──> checked against every other split ──> logits [rows, C] ──> losses, labels, probabilities
-"""
+"""Answers of a classifier: logits [rows, C] ──> losses, labels, probabilities."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.config.recipe import Recipe
-from loralab.console.progress import say
-from loralab.data.batches import Batch, collate, evaluation_batches, padded
-from loralab.data.splits import AnySplit
+from loralab.data.batches import Batch, evaluation_batches, padded
+from loralab.data.encoded import Encoded
 from loralab.data.tokenization import encode_sources
-from loralab.data.tokenized_split import EncodedSplit
-from loralab.engine import Engine
-from loralab.metrics.labels import Labels, as_list, balance, settle
+from loralab.metrics.labels import Labels, as_list
+from loralab.tasks.task import Done, TaskModel
 
 Floats = NDArray[np.float64]
 TOKENS = 8192  # padded tokens of a batch
@@ -76,54 +70,26 @@ class Answers:
         return losses
 
 
-def settle_labels(recipe: Recipe, training: AnySplit) -> Labels | None:
-    """The labels of the training rows; None where the task is not one of labels. Raises DataError as `settle`."""
-    if recipe.data.label is None:
-        return None
-    return settle(training.label_counts, recipe.data.labels, f"{training.name}, {training.split}")
-
-
-def check_split(labels: Labels, rows: AnySplit, quietly: bool = False) -> None:
-    """Raises DataError where a split has labels that are none of these; says how even they are."""
-    title = f"{rows.name}, {rows.split}"
-    labels.check(rows.label_counts, title)
-    if not quietly:
-        say("\n".join(balance(rows.label_counts, labels, title)))
-
-
-def within_positions(lengths: tuple[int, int], positions: int | None) -> tuple[int, int]:
-    """A classifier's lengths: of texts beyond its positions the rest is not read."""
-    source, target = lengths
-    if positions is None or source <= positions:
-        return lengths
-    say(
-        f"data.max_source_length is {source}, and the model has {positions} positions: texts are cut to {positions} tokens."
-    )
-    return positions, target
-
-
-def answer_rows(engine: Engine, encoded: EncodedSplit, on_done: Callable[[int], None]) -> Answers:
-    """What the engine's model says to each row; `on_done` hears how many are done."""
-    assert engine.labels is not None
-    table, done = np.zeros((len(encoded), len(engine.labels.names))), 0
+def answer_rows(model: TaskModel, encoded: Encoded, on_done: Done) -> Answers:
+    """Asks the model for the label of each row; `on_done` hears how many are done."""
+    assert model.labels is not None
+    table, done = np.zeros((len(encoded), len(model.labels.names))), 0
     for rows in evaluation_batches(encoded.source_lengths, encoded.target_lengths, tokens_per_batch=TOKENS):
-        table[rows] = engine.logits(collate(encoded, rows, engine.pad_id))
+        table[rows] = model.logits(encoded.collate(rows, model.pad_id))
         on_done(done := done + len(rows))
-    return Answers(engine.labels, table)
+    return Answers(model.labels, table)
 
 
-def answer_texts(engine: Engine, texts: Sequence[str], max_length: int, on_done: Callable[[int], None]) -> Answers:
-    """The same for texts without labels."""
-    assert engine.labels is not None
-    ids = [
-        np.array(row, dtype=np.int32) for row in encode_sources(texts, engine.tokenizer, engine.prompt, max_length)[0]
-    ]
+def answer_texts(model: TaskModel, texts: Sequence[str], max_length: int, on_done: Done) -> Answers:
+    """Asks the model for the label of each text, of which none is known."""
+    assert model.labels is not None
+    ids = [np.array(row, dtype=np.int32) for row in encode_sources(texts, model.tokenizer, model.prompt, max_length)[0]]
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
-    table, done = np.zeros((len(ids), len(engine.labels.names))), 0
+    table, done = np.zeros((len(ids), len(model.labels.names))), 0
     for rows in evaluation_batches(lengths, np.ones_like(lengths), tokens_per_batch=TOKENS):
-        table[rows] = engine.logits(_unlabelled([ids[row] for row in rows], rows, engine.pad_id))
+        table[rows] = model.logits(_unlabelled([ids[row] for row in rows], rows, model.pad_id))
         on_done(done := done + len(rows))
-    return Answers(engine.labels, table)
+    return Answers(model.labels, table)
 
 
 def _unlabelled(ids: Sequence[NDArray[np.int32]], rows: NDArray[np.int64], pad_id: int) -> Batch:
