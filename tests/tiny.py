@@ -63,10 +63,12 @@ def make_t5(
     if layout != "tied-scaled":
         settings["tie_word_embeddings"] = False
     model = T5ForConditionalGeneration(T5Config(**settings))
+    if layout == "tied-unscaled":
+        model.shared.weight.data *= width**-0.5  # logits of about 1, whose last bits are within the default tolerance
     model.save_pretrained(folder)
     if layout == "untied":  # as the published FLAN files are: a head of its own, and the config of older libraries
         weights = load_file(folder / "model.safetensors")
-        weights["lm_head.weight"] = torch.randn(vocabulary, width)
+        weights["lm_head.weight"] = torch.randn(vocabulary, width) * width**-0.5
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((folder / "config.json").read_text())
         config["tie_word_embeddings"] = False
