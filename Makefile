@@ -5,14 +5,15 @@ VENV ?= .venv
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LONG_TESTS := $(shell grep -ls "^from sizes import" tests/*/*.py)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture check format constraints clean
+.PHONY: help setup demo test long torture check format constraints clean
 
 # Nothing but an installation needs a network.
-demo test torture check: export HF_HUB_OFFLINE := 1
-demo test torture check: export HF_DATASETS_OFFLINE := 1
+demo test long torture check: export HF_HUB_OFFLINE := 1
+demo test long torture check: export HF_DATASETS_OFFLINE := 1
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -32,6 +33,9 @@ demo: setup ## what LoRA buys, in minutes: a small model and data that come alon
 
 test: setup ## every test, without a network; a process for each core
 	$(BIN)/pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+long: setup ## the tests that take a sample in `make test`, whole: hundreds of steps and dialogues, half a million rows, all variants
+	LORALAB_LONG=1 $(BIN)/pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder $(LONG_TESTS)
 
 torture: setup ## a run killed 200 times at random moments, and what became of it
 	LORALAB_KILLS=200 $(BIN)/pytest -q tests/runs/test_resume.py -k killed

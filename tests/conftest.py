@@ -5,8 +5,11 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before any test module is
@@ -15,6 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes on
 os.environ["LORALAB_CACHE"] = tempfile.mkdtemp(prefix="loralab-tests-")  # never the user's; processes inherit it
 
 import pytest
+from processes import ServedRun
+
+from loralab.experiments import run_variants
 
 atexit.register(shutil.rmtree, os.environ["LORALAB_CACHE"], ignore_errors=True)
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -125,3 +131,11 @@ def classifiers(bases: Path) -> dict[str, Path]:
         assert record["proof"]["reloaded_equal"]
         assert record["proof"]["merged_error"] is None or record["proof"]["merged_error"] < 1e-4
     return done
+
+
+@pytest.fixture(autouse=True, scope="session")
+def served_runs() -> Iterator[None]:
+    """The runs of comparisons that tests start themselves are forked from a server (processes.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_variants, "subprocess", SimpleNamespace(Popen=ServedRun, DEVNULL=subprocess.DEVNULL))
+        yield

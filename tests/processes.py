@@ -1,7 +1,8 @@
 """`loralab ...` in a process of its own, forked from a server that has imported the libraries already.
 
 It has its own process id, streams, folder and end, by exit or by signal, as one that a shell starts; but it is there at
-once, and not after the seconds of importing. Processes that a comparison starts are started as ever.
+once, and not after the seconds of importing. So are the runs that a comparison starts (`ForkedRun`); that they can also be
+started from nothing is tested in test_foreign_code.py and test_public_names.py.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import multiprocessing.forkserver as forkserver
 import os
 import resource
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,7 +109,51 @@ def _run(
         for namespace in without:
             setattr(torch.ops, namespace, SimpleNamespace())
     sys.stdin = open(0, encoding="utf-8")  # multiprocessing has closed it  # noqa: SIM115
+    from loralab.experiments import run_variants
+
+    run_variants.subprocess = SimpleNamespace(Popen=ForkedRun, DEVNULL=subprocess.DEVNULL)  # type: ignore[assignment]
+    _command(arguments)
+
+
+def _command(arguments: Sequence[str]) -> None:
     sys.argv = ["loralab", *arguments]
     from loralab.cli import main
 
     main()
+
+
+class ServedRun(Process):
+    """In the place of `subprocess.Popen` for a command of loralab that a test itself starts: a fork of the server."""
+
+    def __init__(self, command: Sequence[str], stdout: int) -> None:
+        assert stdout == subprocess.DEVNULL
+        super().__init__(Path.cwd(), tuple(command[command.index("loralab") + 1 :]))
+
+    def terminate(self) -> None:
+        self.signal(signal.SIGTERM)
+
+
+class ForkedRun:
+    """In the place of `subprocess.Popen` for a command of loralab: a fork of this process, which has imported everything."""
+
+    def __init__(self, command: Sequence[str], stdout: int) -> None:
+        assert stdout == subprocess.DEVNULL
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            _command(command[command.index("loralab") + 1 :])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def wait(self) -> int:
+        """Returns the exit code; of a process that a signal ended, the signal's number with a minus."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)

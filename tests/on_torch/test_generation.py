@@ -14,6 +14,7 @@ import pytest
 import torch
 from generation_cases import make_ending_t5, random_sources
 from safetensors.torch import load_file, save_file
+from sizes import sized
 from tiny import CPU, LAYOUTS, make_gpt2, make_t5, ours, theirs
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
@@ -52,24 +53,24 @@ def expected(
 
 @pytest.fixture(scope="module")
 def trained(data_folder: Path) -> tuple[T5, T5ForConditionalGeneration, list[list[int]]]:
-    """The trained model as ours and as Transformers', and its 200 shortest dialogues."""
+    """The trained model as ours and as Transformers', and its 200 shortest dialogues, or every fifth of them."""
     folder = data_folder / "models/chat-t5-mini"
     model, tokenizer = load_model(str(folder), dtype="float32", device="cpu")
     assert isinstance(model, T5)
     with gzip.open(data_folder / "dialogsum/validation.jsonl.gz", "rt", encoding="utf-8") as lines:
         texts = [f"Summarize the following conversation.\n\n{json.loads(x)['dialogue']}\n\nSummary: " for x in lines]
-    sources = sorted((tokenizer(text).input_ids for text in texts), key=len)[:200]
+    sources = sorted((tokenizer(text).input_ids for text in texts), key=len)[: 200 : sized(1, 5)]
     return model, theirs(folder), sources
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 4])
-def test_200_real_dialogues_are_answered_as_transformers_does(beams: int, trained: tuple[Any, ...]) -> None:
+def test_real_dialogues_are_answered_as_transformers_does(beams: int, trained: tuple[Any, ...]) -> None:
     mine, other, sources = trained
     answers = generate_ids(mine, sources, Decoding(max_new_tokens=32, beams=beams), 0)
     assert answers == expected(other, sources, 32, beams)
     ended = sum(len(answer) < 32 for answer in answers)
-    assert 100 < ended < 200, "some rows end and some are cut: both are covered"
+    assert 0 < ended < len(answers), "some rows end and some are cut: both are covered"
 
 
 BEAM_SETTINGS: list[dict[str, Any]] = [

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from sizes import LONG, sized
 
 from loralab.builtin_data import model_folder
 
@@ -49,16 +50,16 @@ def trained_by_both(
 @pytest.mark.slow
 def test_both_engines_keep_together_for_two_hundred_steps(trained_by_both: Callable[..., Any]) -> None:
     """The trained T5 that comes with loralab, in fp32, at one rate for all weights."""
-    words = ("--steps", "200", "--source", "64", "--target", "24")
+    words = ("--steps", f"{sized(200, 30)}", "--source", "64", "--target", "24")
     found = trained_by_both(model_folder("embedded:tiny-t5"), *words)
     assert found["jax to torch"]["most"] < 1e-4
-    assert found["jax"]["last 20"] < found["jax"]["first"] - 0.5, "and something was learnt"
+    assert found["jax"]["last 20"] < found["jax"]["first"] - (0.5 if LONG else 0.1), "and something was learnt"
 
 
 @pytest.mark.slow
 def test_without_rounding_both_engines_do_the_same(trained_by_both: Callable[..., Any], data_folder: Path) -> None:
     """In fp64, on a base whose training multiplies every rounding error: by a thousand and more within these steps."""
-    words = ("--float64", "--steps", "12", "--source", "96", "--target", "32")
+    words = ("--float64", "--steps", f"{sized(12, 6)}", "--source", "96", "--target", "32")
     found = trained_by_both(data_folder / "models" / "chat-t5-mini", *words)["jax to torch"]
     assert found["step 1"] < 1e-14 and found["most"] < 1e-10
 
@@ -66,7 +67,7 @@ def test_without_rounding_both_engines_do_the_same(trained_by_both: Callable[...
 @pytest.mark.slow
 def test_each_step_from_the_same_weights_is_the_same(trained_by_both: Callable[..., Any], data_folder: Path) -> None:
     """On that base in fp32."""
-    words = ("--together", "--steps", "8", "--source", "96", "--target", "32")
+    words = ("--together", "--steps", f"{sized(8, 4)}", "--source", "96", "--target", "32")
     found = trained_by_both(data_folder / "models" / "chat-t5-mini", *words)
     assert found["jax to torch"]["most"] < 1e-4
     assert found["jax's steps off torch's"]["median"] < 0.1, "of a step's length: gradients cancel in this model"

@@ -28,6 +28,7 @@ from typing import Any
 import pytest
 import typer
 from ruamel.yaml import YAML, YAMLError
+from sizes import LONG, sized
 
 from loralab.cli import app
 from loralab.config.loading import load_recipe, shipped_recipes
@@ -261,7 +262,7 @@ def test_what_is_tagged_run_runs(document: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_script_of_the_jax_page_keeps_to_pytorch_for_two_hundred_steps(data_folder: Path, tmp_path: Path) -> None:
+def test_the_script_of_the_jax_page_keeps_to_pytorch(data_folder: Path, tmp_path: Path) -> None:
     """On DialogSum, with the lines that the page gives for it and for trainings that stay together, each left alone."""
     blocks = blocks_of(ROOT / "docs" / "jax-t5.md")
     (of_dialogsum,) = [block.text for block in blocks if "load_dataset" in block.text]
@@ -275,11 +276,14 @@ def test_the_script_of_the_jax_page_keeps_to_pytorch_for_two_hundred_steps(data_
     for published, here in local.items():
         assert published in of_dialogsum
         of_dialogsum = of_dialogsum.replace(published, here)
+    of_dialogsum = re.sub(r"(MODEL, STEPS = .*), 200", rf"\1, {sized(200, 12)}", of_dialogsum)
     lines = begin.text[: begin.text.index("MODEL, STEPS")] + of_dialogsum + of_last_layer
     done = run([replace(begin, text=lines) if block is begin else block for block in blocks], tmp_path)
     assert done.returncode == 0, done.stderr
     apart = [float(number) for number in re.findall(r"(?:PyTorch are|same weights,) (\S+) ", done.stdout)]
     assert len(apart) == 4 and max(apart) < 1e-4, done.stdout
+    if not LONG:
+        return
     courses = re.findall(r"loss (\S+) in the first quarter of the steps, (\S+) in the last", done.stdout)
     assert len(courses) == 2 and all(float(late) < float(early) - 0.1 for early, late in courses), "and learns"
 

@@ -20,7 +20,7 @@ from workshop import loralab
 
 from loralab.runs.record import read_lines
 
-KILLS = int(os.environ.get("LORALAB_KILLS", "10"))  # `make torture` asks for 200
+KILLS = int(os.environ.get("LORALAB_KILLS", "5"))  # `make torture` asks for 200
 LONG = ["training.epochs=12", "training.save_every=2", "lora.dropout=0.1", "training.accumulate=2"]
 LONG += ["validation.every=5", "validation.rows=4", "validation.keep=best", "training.trackers=[tensorboard]"]
 

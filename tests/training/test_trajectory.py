@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from sizes import LONG, sized
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
@@ -24,7 +25,7 @@ from loralab.on_torch.engine import TorchEngine, open_engine
 from loralab.on_torch.training.forward import batch_losses
 from loralab.training.lr_schedule import rate_at
 
-STEPS, CHECKED = 100, (0, 20, 99)
+STEPS, CHECKED = 100, (0, 20, 39, 99)
 SETTINGS = [
     "model.dtype=float32",
     "model.device=cpu",
@@ -140,11 +141,11 @@ def losses_beside_peers(settings: Recipe, steps: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("method", "rate"), [("lora", 3e-4), ("lora", 1e-3), ("full", 1e-4)])
-def test_one_hundred_steps_are_pefts(method: str, rate: float, data_folder: Path) -> None:
+def test_a_training_is_pefts_step_by_step(method: str, rate: float, data_folder: Path) -> None:
     """On the trained T5 that comes with loralab."""
     settings = recipe(data_folder, model_folder("embedded:tiny-t5"), method, rate)
-    mine, sdpa, eager = losses_beside_peers(settings, STEPS)
-    assert mine[-20:].mean() < mine[:20].mean() - 0.5, "and something was learnt"
+    mine, sdpa, eager = losses_beside_peers(settings, sized(STEPS, 40))
+    assert mine[-20:].mean() < mine[:20].mean() - (0.5 if LONG else 0.02), "and something was learnt"
     assert np.abs(mine - sdpa).max() < 1e-4
     assert np.abs(mine - eager).max() < 1e-4
 
