@@ -194,6 +194,9 @@ def generate(
     text: Annotated[
         list[str] | None, typer.Option("--text", help="What to answer, without the prompt; may be repeated.")
     ] = None,
+    text_pair: Annotated[
+        list[str] | None, typer.Option("--text-pair", help="The second text of each, for a classifier of pairs.")
+    ] = None,
     input: Annotated[
         str | None,
         typer.Option(
@@ -239,7 +242,7 @@ def generate(
     """
     from loralab.inference.generate import GenerateRequest, run_request
 
-    question = GenerateRequest(text or (), input, out, sample, as_json, seed)
+    question = GenerateRequest(text or (), input, out, sample, as_json, seed, text_pair or ())
     result, words = run_request(trained, question, overrides or [], base, max_new_tokens, stop or (), top_p)
     if as_json or words is not None:
         _finish(result, as_json, words or "")
@@ -320,7 +323,7 @@ def _floors(record: dict[str, Any]) -> str:
 
 def _labels(row: dict[str, Any]) -> str:
     """A classifier's table of labels."""
-    if "labels" not in row:
+    if "per_label" not in row.get("labels", {}):
         return ""
     from loralab.evaluation.confusion_matrix import labels_table
 

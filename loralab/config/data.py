@@ -10,7 +10,7 @@ from loralab.config.model import Count, Flag, Settings
 
 Length = Count | Annotated[str, Field(pattern=r"^p\d\d$")]
 
-TaskName = Literal["seq2seq", "chat", "language_modeling", "denoising", "classification"]
+TaskName = Literal["seq2seq", "chat", "language_modeling", "denoising", "classification", "regression"]
 
 NO_PROMPT = "{source}"
 TARGET_LENGTH = 128
@@ -53,6 +53,11 @@ class DataSettings(Settings):
     is cut into windows. Where they are evaluated every byte of a text counts, as bits_per_byte."""
     label: str | None = None
     """Instead of a target, the column of labels for a classifier: a name, a whole number, true or false; or a list of them."""
+    text_pair: str | None = None
+    """With a label, a second column of text, which the model reads beside the source: a premise and its hypothesis. The tokenizer
+    joins them its own way."""
+    problem_type: Literal["regression"] | None = None
+    """With a label, what stands in its column: regression for numbers; null for labels."""
     labels: dict[str, str] = Field({})
     """What stands in that column -> the label's name, in the order of the model's outputs; {} takes what is there (metrics/labels.py)."""
     target: Annotated[str | None, Field(validate_default=True)] = None
@@ -152,6 +157,28 @@ class DataSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _of_an_encoder(self) -> DataSettings:
+        """Settings that go with a label alone."""
+        if self.label is None and (given := [key for key in ("text_pair", "problem_type") if getattr(self, key)]):
+            raise ValueError(f"{given[0]} is for encoders with a head; name the column of the labels as data.label")
+        if self.problem_type and self.labels:
+            raise ValueError("labels mean nothing with problem_type regression: the column of data.label holds numbers")
+        if self.text_pair and self.prompt != NO_PROMPT:
+            raise ValueError(
+                "prompt means nothing with text_pair: the tokenizer joins the two texts; remove one of them"
+            )
+        if self.text_pair and isinstance(self.max_source_length, str):
+            raise ValueError(
+                "with text_pair max_source_length is a number of tokens, of both texts together, no percentile"
+            )
+        return self
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the task is an encoder's with a head, which writes nothing."""
+        return self.label is not None
+
+    @model_validator(mode="after")
     def _one_task(self) -> DataSettings:
         if self.objective is None:
             return self
@@ -188,7 +215,7 @@ class DataSettings(Settings):
     def task(self) -> TaskName:
         """Which task the settings describe; `tasks/` has an object for each."""
         if self.label is not None:
-            return "classification"
+            return self.problem_type or "classification"
         if self.messages is not None:
             return "chat"
         if self.objective is not None:

@@ -106,7 +106,7 @@ IDLE = (
         "without evaluation.sample or evaluation.shots: nothing is drawn",
     ),
     Ineffective(
-        ("evaluation.max_new_tokens",), lambda recipe: recipe.data.task == "classification",
+        ("evaluation.max_new_tokens",), lambda recipe: recipe.data.has_head,
         "with data.label: a classifier writes nothing",
     ),
     Ineffective(

@@ -19,7 +19,7 @@ from loralab.config.model import Count, FolderName, ModelSettings, Settings, fol
 from loralab.config.training import OptimizerSettings, TrainingSettings
 from loralab.config.yaml_tree import shown
 from loralab.errors import RecipeError, nearest
-from loralab.metrics import COLUMNS, LABELS, METRICS
+from loralab.metrics import COLUMNS, LABELS, METRICS, NUMBERS
 
 Tree = dict[str, Any]
 Figure = Annotated[float, Field(strict=True)]
@@ -178,7 +178,7 @@ class Recipe(Settings):
             return tree
         if not (data.get("label") or data.get("objective") or _is_null(data, "source")):
             return tree
-        metrics: list[str] = [LABELS] if data.get("label") else []
+        metrics: list[str] = [NUMBERS if data.get("problem_type") else LABELS] if data.get("label") else []
         evaluation = tree.get("evaluation") or {}
         return tree | {"evaluation": {"metrics": metrics} | evaluation} if isinstance(evaluation, dict) else tree
 
@@ -224,22 +224,30 @@ class Recipe(Settings):
 
     def _fits_labels(self) -> None:
         """Settings of classifiers go with labels, and none of writing do."""
-        classifies, training = self.data.task == "classification", self.training
+        classifies, training = self.data.has_head, self.training
         idle = ["training.method head"] if training.method == "head" else []
         idle += [f"training.{key}" for key in ("head", "frozen_dropout") if getattr(training, key)]
         if idle and not classifies:
             raise ValueError(f"{' and '.join(idle)}: for classifiers only; name the column of the labels as data.label")
         further: dict[str, DataSettings] = {f"forgetting.{name}": data for name, data in self.forgetting.items()}
         further |= {f"mixture.{name}": data for name, data in self.mixture.items()}
-        if other := [name for name, data in further.items() if (data.task == "classification") != classifies]:
+        if other := [
+            name
+            for name, data in further.items()
+            if (data.has_head, data.problem_type) != (classifies, self.data.problem_type)
+        ]:
             raise ValueError(
-                f"{other[0]}: of it and of data one has a label and the other none; the model does one of both"
+                f"{other[0]}: it and data have not the same task (one has a label, or numbers as labels, and the other not); "
+                "the model has one head, or writes"
             )
         if not classifies:
             return
         for block, metrics in (("evaluation", self.evaluation.metrics), ("validation", self.validation.metrics)):
-            if wrong := [name for name in metrics if name != LABELS]:
-                raise ValueError(f"{block}.metrics {', '.join(wrong)}: with data.label only {LABELS} is measured")
+            measured = NUMBERS if self.data.problem_type else LABELS
+            if wrong := [name for name in metrics if name != measured]:
+                raise ValueError(f"{block}.metrics {', '.join(wrong)}: with data.label only {measured} is measured")
+        if self.data.problem_type and training.label_smoothing:
+            raise ValueError("training.label_smoothing means nothing with data.problem_type regression")
         fields = {name: field.default for name, field in Decoding.model_fields.items() if name != "max_new_tokens"}
         fields["shots"] = 0
         if writes := [name for name, default in fields.items() if getattr(self.evaluation, name) != default]:

@@ -8,7 +8,8 @@ seed and epoch, so that a run can be continued or repeated from these alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,11 @@ class Batch:
     rows: Rows  # [B] indices into what it is made of
     source_ids: NDArray[np.int64]  # [B, S]
     source_mask: NDArray[np.bool_]  # [B, S], true where the token is real
-    labels: NDArray[np.int64]  # [B, T], -100 in the padding
+    labels: NDArray[Any]  # [B, T], -100 in the padding; of a regression the number of each row, [B, 1] in float32
     num_source_tokens: int  # real ones that are not learnt as well
     num_target_tokens: int  # real ones
+    token_types: NDArray[np.int64] | None = None
+    """[B, S] of pairs of texts: 1 where the token is of the second text. None where the model is not told."""
     documents: NDArray[np.int64] | None = None
     """[B, S] of packed texts: which of its row's texts each token is of, -1 in the padding. Labels are then [B, S] too: each the token
     that follows in the same text."""
@@ -123,11 +126,22 @@ def collate(
     return Batch(rows, source_ids, source_mask, labels, int(source_mask.sum()), int(label_mask.sum()))
 
 
-def padded(sequences: Iterable[NDArray[np.int32]], value: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def with_token_types(batch: Batch, second: NDArray[np.int32]) -> Batch:
+    """Returns the batch with the type of each token.
+
+    Args:
+        second: [B]: the place of each row's first token of type 1.
+    """
+    places = np.arange(batch.source_ids.shape[1])
+    types = ((places >= second[:, None]) & batch.source_mask).astype(np.int64)
+    return replace(batch, token_types=types)
+
+
+def padded(sequences: Iterable[NDArray[Any]], value: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """(sequences filled up with `value` on the right, mask of what is real), both [number, longest]."""
     listed = list(sequences)
     lengths = np.array([len(sequence) for sequence in listed])
     mask = np.arange(lengths.max()) < lengths[:, None]
-    ids = np.full(mask.shape, value, dtype=np.int64)
+    ids = np.full(mask.shape, value, dtype=np.int64 if listed[0].dtype.kind == "i" else listed[0].dtype)
     ids[mask] = np.concatenate(listed)
     return ids, mask

@@ -3,7 +3,7 @@
     TextColumns    source and target; a target is one text or a list of equally good ones; without a source, plain texts
     DocumentColumn the source alone, of which an objective makes targets
     ChatColumn     a list of {role, content}: the last message is the target, those before it are the source, as JSON
-    LabelColumns   source and label
+    LabelColumns   source and label, or source, a second text, and label
 
 Cells are cleaned on the way: Windows line ends become LF, `<br />` stays or becomes a line end. A number where a text is
 needed, or half a surrogate pair, is an error always.
@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from loralab.config.data import DataSettings
 from loralab.data.chat_template import split_conversation
 from loralab.data.readers import Record
+from loralab.data.text_pairs import join_pair
 from loralab.errors import DataError, nearest
-from loralab.metrics.labels import label_text
+from loralab.metrics.labels import label_text, number_text
 
 HTML_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
@@ -37,13 +38,15 @@ class Columns(ABC):
     def names(self) -> list[str]:
         """The columns that every row needs."""
         data = self.data
-        return [name for name in (data.source, data.target, data.messages, data.label) if name is not None]
+        every = (data.source, data.text_pair, data.target, data.messages, data.label)
+        return [name for name in every if name is not None]
 
     @property
     def key(self) -> list[str | None]:
         """Part of the key of what is cached of these rows."""
         data = self.data
-        return [data.source, data.target, data.messages, data.label]
+        more = [each for each in (data.text_pair, data.problem_type) if each is not None]
+        return [data.source, data.target, data.messages, data.label, *more]
 
     @abstractmethod
     def texts(self, record: Record, found: set[str]) -> tuple[str, tuple[str, ...]]:
@@ -110,15 +113,22 @@ class ChatColumn(Columns):
 
 
 class LabelColumns(Columns):
-    """A text and its label."""
+    """A text, or a pair of texts, and its label or number."""
 
     labelled = True
 
     def texts(self, record: Record, found: set[str]) -> tuple[str, tuple[str, ...]]:
-        source, column = self.data.source, self.data.label
-        assert source is not None and column is not None
-        label = label_text(record.cells.get(column), record.where, column)
-        return self.clean(record.cells.get(source), record, source, found), (label,) if label else ()
+        column = self.data.label
+        assert column is not None
+        read = number_text if self.data.problem_type else label_text
+        label = read(record.cells.get(column), record.where, column)
+        texts = [
+            self.clean(record.cells.get(name), record, name, found)
+            for name in (self.data.source, self.data.text_pair)
+            if name is not None
+        ]
+        source = texts[0] if len(texts) == 1 else join_pair(*texts) if all(texts) else ""
+        return source, (label,) if label else ()
 
 
 COLUMNS: Mapping[str, type[Columns]] = {
@@ -127,6 +137,7 @@ COLUMNS: Mapping[str, type[Columns]] = {
     "denoising": DocumentColumn,
     "chat": ChatColumn,
     "classification": LabelColumns,
+    "regression": LabelColumns,
 }
 
 

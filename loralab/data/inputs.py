@@ -13,6 +13,7 @@ from pathlib import Path
 from loralab.data.chat_template import request_of
 from loralab.data.columns import check_columns, source_text
 from loralab.data.readers import READERS, Record, numbered_lines, suffix_of
+from loralab.data.text_pairs import join_pair
 from loralab.errors import DataError, nearest
 
 PREDICTION = "prediction"
@@ -38,9 +39,12 @@ class InputTexts:
         return file.getvalue()
 
 
-def _text_of(record: Record, column: str, chat: bool) -> str:
-    """That of the column; a conversation stays one, as JSON."""
+def _text_of(record: Record, column: str, chat: bool, pair: str | None) -> str:
+    """Returns the text of the column; a conversation stays one, as JSON, and so do two texts; "" where one is blank."""
     value = record.cells[column]
+    if pair is not None:
+        both = source_text(record, column), source_text(record, pair)
+        return join_pair(*both) if all(both) else ""
     if chat and isinstance(value, list):
         return request_of(value, f"{record.where}: column {column!r}")
     return source_text(record, column)
@@ -51,10 +55,11 @@ def _cell(value: object) -> object:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
-def read_texts(place: str, column: str, chat: bool = False) -> InputTexts:
+def read_texts(place: str, column: str, chat: bool = False, pair: str | None = None) -> InputTexts:
     """The rows of a file: of a .jsonl, .csv or another of READERS with its `column`; of a .txt, or of stdin for `-`, one a line.
 
-    With `chat` the column holds conversations, or a user's message each.
+    With `chat` the column holds conversations, or a user's message each. With a second column `pair` a row's text is both texts,
+    as `join_pair` makes it.
 
     Raises:
         DataError: the file cannot be read, lacks the column, has a column `prediction` already, or holds no text at all.
@@ -64,10 +69,14 @@ def read_texts(place: str, column: str, chat: bool = False) -> InputTexts:
     if suffix in READERS:
         records = list(READERS[suffix](path))
         for record in records:
-            check_columns(record, column)
+            check_columns(record, column, *([] if pair is None else [pair]))
             if PREDICTION in record.cells:
                 raise DataError(f"{record.where}: there is a column {PREDICTION!r} already. Rename or remove it.")
-        texts = InputTexts([record.cells for record in records], [_text_of(record, column, chat) for record in records])
+        texts = InputTexts(
+            [record.cells for record in records], [_text_of(record, column, chat, pair) for record in records]
+        )
+    elif pair is not None:
+        raise DataError(f"{place}: a file of rows is needed, with the columns {column!r} and {pair!r}.")
     elif suffix == ".txt" or place == "-":
         given = io.StringIO(read_stdin()) if place == "-" else (line for _, line in numbered_lines(path))
         lines = [line.rstrip("\r\n") for line in given]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,10 @@ from loralab.data.chat_template import Chat, encode_answers, encode_conversation
 from loralab.data.prompts import Prompt
 from loralab.data.rows import Example, Findings
 from loralab.data.splits import AnySplit
+from loralab.data.text_pairs import EncodedPair, PairPrompt, encode_pairs, has_token_types
 from loralab.data.tokenized_split import EncodedSplit
 from loralab.errors import DataError, ModelError
+from loralab.metrics.labels import RegressionOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +60,7 @@ def encode(
     }
     key = texts | tokenizer_key(tokenizer)
     entry = cached("tokens", key, lambda folder: write_tokens(folder, rows, tokenizer, prompt, limits, long_rows))
-    arrays, numbers = {name: entry.array(name) for name in ARRAYS}, rows.numbers
+    arrays, numbers = {name: entry.array(name) for name in arrays_of(prompt, tokenizer)}, rows.numbers
     return EncodedSplit(
         numbers=numbers[arrays.pop("kept")],
         **arrays,
@@ -68,6 +70,14 @@ def encode(
         reused=entry.reused,
         shots=None,
     )
+
+
+def arrays_of(prompt: Prompt | Chat, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Returns the arrays that are stored, with their dtypes."""
+    labels = prompt.labels if isinstance(prompt, Prompt) else None
+    numbers = {"target_ids": "<f4"} if isinstance(labels, RegressionOutput) else {}
+    pairs = {"second": "<i4"} if isinstance(prompt, PairPrompt) and has_token_types(tokenizer) else {}
+    return ARRAYS | numbers | pairs
 
 
 def write_tokens(
@@ -81,7 +91,10 @@ def write_tokens(
     """The arrays of an `EncodedSplit`, written as the rows pass by; which of them were too long, counted from 0."""
     findings, progress, done = Findings(), Progress("tokenise", len(rows)), 0
     with ExitStack() as stack:
-        files = {name: stack.enter_context(ArrayFile(folder / f"{name}.npy", ARRAYS[name])) for name in ARRAYS}
+        files = {
+            name: stack.enter_context(ArrayFile(folder / f"{name}.npy", dtype))
+            for name, dtype in arrays_of(prompt, tokenizer).items()
+        }
         ends = {"source": 0, "target": 0}
         for side in ends:
             files[f"{side}_offsets"].append([0])
@@ -92,8 +105,10 @@ def write_tokens(
                     findings.note(kind, done + i)
             left_out = set(chain.from_iterable(long.values())) if long_rows != "cut" else set()
             kept = [i for i in range(len(examples)) if i not in left_out]
-            for side, column in columns.items():
-                ids, offsets = flat([column[i] for i in kept])
+            if "second" in columns:
+                files["second"].append([columns["second"][i] for i in kept])
+            for side in ends:
+                ids, offsets = flat([columns[side][i] for i in kept], files[f"{side}_ids"].dtype)
                 files[f"{side}_ids"].append(ids)
                 files[f"{side}_offsets"].append(offsets[1:] + ends[side])
                 ends[side] += len(ids)
@@ -109,7 +124,7 @@ def encode_chunk(
     prompt: Prompt | Chat,
     limits: tuple[int, int],
     cut: bool,
-) -> tuple[dict[str, list[list[int]]], dict[str, list[int]]]:
+) -> tuple[dict[str, list[Any]], dict[str, list[int]]]:
     """({"source" and "target": ids of each row}, {"long_sources" and "long_targets": places of rows beyond the limits})."""
 
     def sources(texts: list[str], limit: int) -> list[list[int]]:
@@ -118,6 +133,8 @@ def encode_chunk(
     def targets(texts: list[str], limit: int) -> list[list[int]]:
         return encode_targets(texts, tokenizer, limit, prompt)[0]
 
+    if isinstance(prompt, PairPrompt):
+        return encode_pair_chunk(examples, tokenizer, prompt, limits[0], cut)
     source_ids, long_sources = truncated(sources, [example.source for example in examples], limits[0], cut)
     if isinstance(prompt, Prompt) and prompt.labels is not None:
         places = [prompt.labels.targets(example.targets[0]) for example in examples]
@@ -126,10 +143,38 @@ def encode_chunk(
     return {"source": source_ids, "target": target_ids}, {"long_sources": long_sources, "long_targets": long_targets}
 
 
+def encode_pair_chunk(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, prompt: PairPrompt, limit: int, cut: bool
+) -> tuple[dict[str, list[Any]], dict[str, list[int]]]:
+    """Encodes rows of two texts; as `encode_chunk`, with the place of each row's first token of type 1 as "second"."""
+
+    def pairs(texts: list[str], limit: int) -> list[EncodedPair]:
+        return encode_pairs(texts, tokenizer, None if limit == NO_LIMIT else limit)
+
+    assert prompt.labels is not None
+    rows, long = truncated(pairs, [example.source for example in examples], limit, cut)
+    columns: dict[str, list[Any]] = {
+        "source": [row.ids for row in rows],
+        "target": [prompt.labels.targets(example.targets[0]) for example in examples],
+    }
+    if has_token_types(tokenizer):
+        columns["second"] = [row.second for row in rows]
+    return columns, {"long_sources": long, "long_targets": []}
+
+
+class Sized(Protocol):
+    """Tokens of a text."""
+
+    def __len__(self) -> int: ...
+
+
+Tokens = TypeVar("Tokens", bound=Sized)
+
+
 def truncated(
-    encode_texts: Callable[[list[str], int], list[list[int]]], texts: list[str], limit: int, cut: bool
-) -> tuple[list[list[int]], list[int]]:
-    """(ids of each text, places of those over the limit, which are cut to it on demand)."""
+    encode_texts: Callable[[list[str], int], list[Tokens]], texts: list[str], limit: int, cut: bool
+) -> tuple[list[Tokens], list[int]]:
+    """(tokens of each text, places of those over the limit, which are cut to it on demand)."""
     ids = encode_texts(texts, NO_LIMIT)
     long = [i for i, row in enumerate(ids) if len(row) > limit]
     if long and cut:
@@ -247,8 +292,8 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     }
 
 
-def flat(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def flat(rows: Sequence[Sequence[float]], dtype: Any = np.int32) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """(all rows one after the other, n + 1 offsets)."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
-    return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1])), offsets
+    return np.fromiter(chain.from_iterable(rows), dtype=dtype, count=int(offsets[-1])), offsets

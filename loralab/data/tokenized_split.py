@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loralab.data.batches import Batch, collate
+from loralab.data.batches import Batch, collate, with_token_types
 from loralab.data.few_shot import Shots
 from loralab.data.rows import Findings
 
@@ -27,6 +27,7 @@ class EncodedSplit:
     findings: Findings  # the rows that were too long
     reused: bool  # the tokens are those of an earlier run
     shots: Shots | None = None  # the worked examples before each row
+    second: NDArray[np.int32] | None = None  # n: of pairs of texts, the place of the first token of type 1
 
     def __len__(self) -> int:
         return len(self.source_offsets) - 1
@@ -46,7 +47,8 @@ class EncodedSplit:
 
     def collate(self, rows: NDArray[np.int64], pad_id: int) -> Batch:
         """The given rows as one padded batch."""
-        return collate(rows, [self.source(i) for i in rows], [self.target(i) for i in rows], pad_id)
+        batch = collate(rows, [self.source(i) for i in rows], [self.target(i) for i in rows], pad_id)
+        return batch if self.second is None else with_token_types(batch, self.second[rows])
 
     @property
     def source_lengths(self) -> NDArray[np.int64]:
@@ -70,6 +72,7 @@ class EncodedSplit:
             source_offsets=self.source_offsets[kept],
             target_offsets=self.target_offsets[kept],
             numbers=self.numbers[kept],
+            second=None if self.second is None else self.second[kept],
         )
 
     def rows_of(self, epoch: int) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from loralab.data.columns import check_columns, source_text, target_texts
 from loralab.data.readers import READERS, Record, stem_of, suffix_of
 from loralab.data.rows import subject
 from loralab.errors import DataError, nearest
-from loralab.metrics.labels import is_list, label_text
+from loralab.metrics.labels import is_list, label_text, number_text
 from loralab.runs.folder import PREDICTIONS
 
 REFERENCES = ("references", "reference", "target", "summary")
@@ -69,22 +69,30 @@ class _File:
     probabilities: list[dict[str, float]] | None
 
 
-def read_predictions(paths: Sequence[Path], columns: Columns, labels: bool = False) -> Predictions:
-    """The rows of all files, side by side; with `labels`, predictions and references are read as metrics/labels.py reads a label.
+def read_predictions(
+    paths: Sequence[Path], columns: Columns, labels: bool = False, numbers: bool = False
+) -> Predictions:
+    """Reads the rows of all files, side by side.
+
+    Args:
+        paths: files with predictions, or runs' folders.
+        columns: which columns hold what.
+        labels: predictions and references are read as metrics/labels.py reads a label.
+        numbers: they are read as numbers.
 
     Raises:
         DataError: a file that cannot be read, a missing or doubtful column, a row without a reference, a system that
             said nothing at all, or files whose rows differ; the message names the place.
     """
-    files = [_read(_file_of(path), columns, labels) for path in paths]
+    files = [_read(_file_of(path), columns, labels, numbers) for path in paths]
     for file in files[1:]:
         _check_aligned(files[0], file)
     names = _names(files)
     systems = dict(zip(names, (texts for file in files for texts in file.systems.values()), strict=True))
     sources = next((file.sources for file in files if file.sources is not None), None)
     given = next((file.groups for file in files if file.groups is not None), None)
-    subjects = None if sources is None else _subjects(sources, files[0].references, labels)
-    groups, grouping = _grouped(systems, subjects, given, columns, labels)
+    subjects = None if sources is None else _subjects(sources, files[0].references, labels or numbers)
+    groups, grouping = _grouped(systems, subjects, given, columns, labels or numbers)
     certain = {
         name: file.probabilities for name, file in zip(names, files, strict=False) if file.probabilities is not None
     }
@@ -107,7 +115,7 @@ def _file_of(path: Path) -> Path:
     return path
 
 
-def _read(path: Path, columns: Columns, labels: bool) -> _File:
+def _read(path: Path, columns: Columns, labels: bool, numbers: bool) -> _File:
     records = list(READERS[suffix_of(path)](path))
     if not records:
         raise DataError(f"{path} has no rows. Expected at least one prediction with its reference.")
@@ -120,9 +128,10 @@ def _read(path: Path, columns: Columns, labels: bool) -> _File:
         check_columns(record, *needed)
     if both := [name for name in predictions if name in references]:
         raise DataError(f"{path}: column {both[0]!r} is both prediction and reference. Name the two with options.")
-    systems = {name: _answers(records, name, path, _label if labels else source_text) for name in predictions}
+    reader = _label if labels else _number if numbers else source_text
+    systems = {name: _answers(records, name, path, reader) for name in predictions}
     several = any(is_list(text) for texts in systems.values() for text in texts)
-    truth = partial(_true_labels, several=several) if labels else target_texts
+    truth = partial(_true_labels, several=several) if labels else _true_number if numbers else target_texts
     return _File(
         path,
         [record.where for record in records],
@@ -174,6 +183,17 @@ def _prediction_columns(known: Sequence[str], place: str) -> list[str]:
 
 def _label(record: Record, column: str) -> str:
     return label_text(record.cells[column], record.where, column) or ""
+
+
+def _number(record: Record, column: str) -> str:
+    return number_text(record.cells[column], record.where, column) or ""
+
+
+def _true_number(record: Record, column: str) -> tuple[str, ...]:
+    """Reads the reference of a row; predictions.jsonl has it as a list of one."""
+    value = record.cells[column]
+    values = value if isinstance(value, list) else [value]
+    return tuple(text for each in values if (text := number_text(each, record.where, column)))
 
 
 def _true_labels(record: Record, column: str, several: bool) -> tuple[str, ...]:
@@ -283,7 +303,7 @@ def _grouped(
         return list(sources), f"by column {columns.source or SOURCE!r}"
     answers = list(zip(*systems.values(), strict=True))
     if labels:
-        return list(range(len(answers))), "each row by itself, as labels repeat without a common source"
+        return list(range(len(answers))), "each row by itself, as labels and numbers repeat without a common source"
     counts = Counter(answers)
     groups: list[Hashable] = [
         row if not any(texts) or counts[texts] == 1 else texts for row, texts in enumerate(answers)

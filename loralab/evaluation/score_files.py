@@ -18,7 +18,7 @@ from loralab.console.progress import Progress
 from loralab.console.tables import WIDTH, Cell, directions, layout, p_text, score_names, titles, value_cell
 from loralab.errors import DataError, nearest
 from loralab.evaluation.prediction_files import Columns, Predictions, read_predictions
-from loralab.metrics import COLUMNS, LABELS, METRICS
+from loralab.metrics import COLUMNS, LABELS, METRICS, NUMBERS
 from loralab.metrics.classification import ACCURACY, names_in
 from loralab.metrics.metric import Floats
 from loralab.metrics.scores import score
@@ -39,7 +39,7 @@ def score_files(paths: Sequence[Path], columns: Columns, metrics: Sequence[str])
     for name in metrics:
         if name not in METRICS:
             raise DataError(f"Unknown metric {name!r}. {nearest(name, METRICS)}")
-    rows = read_predictions(paths, columns, LABELS in metrics)
+    rows = read_predictions(paths, columns, LABELS in metrics, NUMBERS in metrics)
     if rows.sources is None and (lacking := [name for name in metrics if METRICS[name].NEEDS_SOURCES]):
         raise DataError(
             f"{' and '.join(lacking)} look at what each prediction was made from, and {paths[0]} has no column 'source'. "

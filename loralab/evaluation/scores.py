@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from loralab.data.rows import subject
-from loralab.metrics import classification
+from loralab.metrics import classification, regression
 from loralab.metrics.metric import Floats
 from loralab.metrics.scores import Scores
 from loralab.runs.folder import PREDICTIONS
@@ -24,6 +24,8 @@ def read_scores(folder: Path) -> Scores:
     if "probabilities" in rows[0]:  # what is no mean of rows is made again
         predictions, references = ([row[name] for row in rows] for name in ("prediction", "references"))
         values |= classification.score(predictions, references, None, [row["probabilities"] for row in rows])
+    elif regression.MSE.name in rows[0]:
+        values |= regression.score([row["prediction"] for row in rows], [row["references"] for row in rows])
     tokens, num_bytes = (_column(rows, name) if name in rows[0] else None for name in ("target_tokens", "bytes"))
     subjects = [subject(row["source"], row["references"]) if "source" in row else str(row["row"]) for row in rows]
     plain = num_bytes is not None or all(row.get("source") == "" for row in rows)

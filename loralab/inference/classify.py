@@ -44,6 +44,8 @@ def classify_texts(chooser: TextClassifier, texts: Sequence[str]) -> tuple[dict[
 
 def label_lines(answers: Answers) -> list[str]:
     """ "pos  (pos 0.981, neg 0.019)", the likeliest first."""
+    if answers.numbers:
+        return answers.predictions
     return [
         f"{label}  ({probabilities_in_words(each)})"
         for label, each in zip(answers.predictions, answers.probabilities, strict=True)
@@ -67,7 +69,9 @@ def classify_file(chooser: TextClassifier, texts: InputTexts, out: Path | None) 
         every = [next(known) if text else None for text in texts.texts]
         return {"answers": every}, "\n".join(next(words) if text else "" for text in texts.texts)
     found = dict(zip(asked, zip(answers.predictions, answers.probabilities, strict=True), strict=True))
-    rows = [{**row, PROBABILITIES: found[i][1] if i in found else None} for i, row in enumerate(texts.rows)]
+    rows = list(texts.rows)
+    if not answers.numbers:
+        rows = [{**row, PROBABILITIES: found[i][1] if i in found else None} for i, row in enumerate(rows)]
     predictions = [found[i][0] if i in found else "" for i in range(len(rows))]
     write_text(out, type(texts)(rows, texts.texts).table(predictions, out.suffix))
     return {"out": str(out), "rows": len(rows), "blank": blank}, f"{out} holds {len(rows)} rows."

@@ -17,6 +17,7 @@ from loralab.console.progress import Progress, say
 from loralab.data.inputs import OUT_FORMATS, InputTexts, read_stdin, read_texts
 from loralab.data.rows import Example
 from loralab.data.splits import Split, read_split
+from loralab.data.text_pairs import join_pair
 from loralab.errors import DataError, UserError, nearest
 from loralab.inference.classify import TextClassifier, classify_file, classify_texts, label_lines
 from loralab.inference.text_generator import TextGenerator
@@ -39,6 +40,8 @@ class GenerateRequest:
     as_json: bool = False
     seed: int | None = None
     """Of a row by chance, and of the draws; None takes another row each time."""
+    text_pairs: Sequence[str] = ()
+    """The second text of each, for a model that reads pairs."""
 
     def check(self) -> None:
         """Raises UserError where it is no question."""
@@ -114,7 +117,7 @@ def _answer_with_labels(
 ) -> tuple[dict[str, Any], str | None]:
     """Answers with a classifier, which `load` gives once the texts are there."""
     if request.input is not None:
-        given = read_texts(request.input, recipe.data.source or NO_DATA["source"])
+        given = read_texts(request.input, recipe.data.source or NO_DATA["source"], pair=recipe.data.text_pair)
         return classify_file(load(), given, request.out)
     if request.sample is not None:
         split, _, row = _sampled(recipe, request.sample, request.seed)
@@ -122,15 +125,21 @@ def _answer_with_labels(
         result = {
             "split": split,
             "row": row.row,
-            "source": row.source,
+            "source": task_of(recipe.data).shown(row.source),
             "references": list(row.targets),
             **result["answers"][0],
         }
         return result, _row_in_words(
-            split, row.row, {"Source": row.source, "Label": row.targets[0], "Prediction": words}
+            split,
+            row.row,
+            {"Source": task_of(recipe.data).shown(row.source), "Label": row.targets[0], "Prediction": words},
         )
     if texts:
-        return classify_texts(load(), texts)
+        return classify_texts(load(), _paired(recipe, request, texts))
+    if recipe.data.text_pair is not None:
+        raise UserError(
+            "This model reads two texts: give --text TEXT --text-pair TEXT, --input FILE or --sample SPLIT."
+        )
     chooser, answers = load(), []
     say("Type a text and press Enter; \\n in it is a line break. An empty line or Ctrl-D ends.")
     while text := _ask():
@@ -138,6 +147,23 @@ def _answer_with_labels(
         answers += answer.as_json()
         print(label_lines(answer)[0], flush=True)
     return {"answers": answers}, None
+
+
+def _paired(recipe: Recipe, request: GenerateRequest, texts: Sequence[str]) -> Sequence[str]:
+    """Returns the sources of rows: each text, with its second one where the model reads pairs.
+
+    Raises:
+        UserError: second texts are missing, or there are too many.
+    """
+    if recipe.data.text_pair is None and not request.text_pairs:
+        return texts
+    if recipe.data.text_pair is None:
+        raise UserError("--text-pair is given, and this model reads one text: its recipe has no data.text_pair.")
+    if len(texts) != len(request.text_pairs):
+        raise UserError(
+            f"This model reads two texts: expected a --text-pair for each --text; got {len(texts)} and {len(request.text_pairs)}."
+        )
+    return [join_pair(*both) for both in zip(texts, request.text_pairs, strict=True)]
 
 
 def _given_texts(request: GenerateRequest) -> Sequence[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loralab.metrics import bleu, chrf, classification, copied, length, names, rouge
+from loralab.metrics import bleu, chrf, classification, copied, length, names, regression, rouge
 from loralab.metrics.metric import Column, Metric
 
 METRICS: Mapping[str, Metric] = {
@@ -15,8 +15,10 @@ METRICS: Mapping[str, Metric] = {
     "copied": copied,
     "names": names,
     "classification": classification,
+    "regression": regression,
 }
-LABELS = "classification"  # the metric of labels; all others are of texts
+LABELS = "classification"  # the metric of labels
+NUMBERS = "regression"  # the metric of numbers; all others are of texts
 
 LOSS = Column("loss", "loss", better="lower", digits=3)  # nats per target token, measured by the model itself
 PERPLEXITY = Column("perplexity", "perplexity", better="lower")  # its exponential, of texts without a source

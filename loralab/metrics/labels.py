@@ -37,13 +37,18 @@ class Labels:
     multi: bool = False
     """A row may have several labels, or none."""
 
+    @property
+    def problem_type(self) -> str:
+        """What Transformers calls the task of such a head."""
+        return "multi_label_classification" if self.multi else "single_label_classification"
+
     def places(self, text: str) -> list[int]:
         """Of a label's text, or a list's: the outputs that it names. Raises KeyError for an unknown one."""
         known = {name: place for place, name in enumerate(self.names)}
         known |= {value: known[name] for value, name in self.values}
         return [known[each] for each in members(text, self.multi)]
 
-    def targets(self, text: str) -> list[int]:
+    def targets(self, text: str) -> Sequence[float]:
         """What the loss compares with: the one output's number; with several labels a 0 or 1 for each output."""
         places = self.places(text)
         return [int(place in places) for place in range(len(self.names))] if self.multi else places
@@ -85,10 +90,52 @@ class Labels:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Labels:
         """What `as_json` gave."""
+        if stored.get("problem_type") == RegressionOutput().problem_type:
+            return RegressionOutput()
         return cls(tuple(stored["names"]), tuple(stored["values"].items()), stored["multi"])
 
 
+@dataclass(frozen=True)
+class RegressionOutput(Labels):
+    """The one output of a head that gives a number; it has the name that Transformers gives a label without one."""
+
+    names: tuple[str, ...] = ("LABEL_0",)
+
+    @property
+    def problem_type(self) -> str:
+        return "regression"
+
+    def targets(self, text: str) -> Sequence[float]:
+        return [float(text)]
+
+    def also(self, given: Mapping[str, str]) -> Labels:
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        return super().as_json() | {"problem_type": self.problem_type}
+
+
 # A cell
+
+
+def number_text(value: object, where: str, column: str) -> str | None:
+    """Returns a cell of numbers as text, in Python's shortest spelling; "" for a blank one, None for a missing one.
+
+    Raises:
+        DataError: the cell holds no finite number.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str) and not value.strip():
+        return ""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        got = f"{value!r:.60} ({type(value).__name__})"
+        raise DataError(f"{where}: column {column!r} holds {got}, where a number is needed.")
+    return repr(number)
 
 
 def label_text(value: object, where: str, column: str) -> str | None:

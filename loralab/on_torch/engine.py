@@ -120,10 +120,12 @@ class TorchEngine:
         if logits is None:
             return batch_losses(self.model, batch, smoothing)
         assert self.labels is not None
-        return label_losses(logits, torch.from_numpy(batch.labels).to(self.base.device), self.labels.multi, smoothing)
+        return label_losses(
+            logits, torch.from_numpy(batch.labels).to(self.base.device), self.labels.problem_type, smoothing
+        )
 
     def cache_frozen_features(self, encoded: Encoded, on_done: Callable[[int], None]) -> None:
-        if self.labels is None or self.recipe.training.frozen_dropout:
+        if self.labels is None or self.recipe.data.text_pair is not None or self.recipe.training.frozen_dropout:
             return
         if self._features is None:
             rows = np.argsort(encoded.source_lengths)[[0, -1]]  # of two lengths, so that one is padded
@@ -184,7 +186,8 @@ class TorchEngine:
     def losses(self, batch: Batch) -> NDArray[np.float64]:
         self.model.eval()
         per_token = self._token_losses(batch, 0.0).cpu().double()
-        counts = torch.from_numpy((batch.labels != IGNORED).sum(axis=1))
+        real = (batch.labels != IGNORED) | (batch.labels.dtype.kind == "f")  # a number may be -100
+        counts = torch.from_numpy(real.sum(axis=1))
         rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
         return torch.zeros(len(counts), dtype=torch.float64).index_add_(0, rows, per_token).numpy()
 

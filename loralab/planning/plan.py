@@ -157,7 +157,8 @@ def _row(name: str, recipe: Recipe, lengths: Lengths, machine: Machine, question
 
 def label_count(recipe: Recipe) -> int | None:
     """Returns how many labels a classifier's recipe names; None for a model that writes text."""
-    return len(recipe.data.labels) or LABELS if task_of(recipe.data).classifies else None
+    task = task_of(recipe.data)
+    return task.num_outputs or len(recipe.data.labels) or LABELS if task.classifies else None
 
 
 def _origin(recipe: Recipe, base: Base) -> str:

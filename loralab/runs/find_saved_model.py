@@ -93,7 +93,13 @@ def _for_labels(path: Path, data: dict[str, Any] | None) -> dict[str, Any] | Non
     classifies = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
     if data is None or not (classifies or config.get("task_type") == "SEQ_CLS"):
         return data
-    return {**{key: value for key, value in data.items() if key != "target"}, "label": "label"}
+    return {**{key: value for key, value in data.items() if key != "target"}, "label": "label", **_numbers_of(config)}
+
+
+def _numbers_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The setting of a head that gives a number: its problem type, or its single output, says so."""
+    single = len(config.get("id2label") or {}) == 1 or config.get("num_labels") == 1
+    return {"problem_type": "regression"} if single or config.get("problem_type") == "regression" else {}
 
 
 def _with_data(tree: dict[str, Any], data: dict[str, Any] | None) -> dict[str, Any]:

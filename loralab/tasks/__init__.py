@@ -5,7 +5,8 @@ ids and batches, how a model is scored on them, and what all this is called.
     chat               a conversation, of which the last answer is learnt
     language_modeling  plain texts, packed side by side or one a row
     denoising          documents, parts of which are masked
-    classification     a text and its label
+    classification     a text, or a pair of texts, and its label
+    regression         the same, and a number
 
 The `data` block of a recipe selects the task (`task_of`). A new task is a module here, a line in TASKS, its name in
 config/data.py and its columns in data/columns.py.
@@ -20,6 +21,7 @@ from loralab.tasks.chat import ChatTask
 from loralab.tasks.classification import ClassificationTask
 from loralab.tasks.denoising import DenoisingTask
 from loralab.tasks.language_modeling import LanguageModelingTask
+from loralab.tasks.regression import RegressionTask
 from loralab.tasks.seq2seq import Seq2SeqTask
 from loralab.tasks.task import Task
 
@@ -29,6 +31,7 @@ TASKS: Mapping[str, type[Task]] = {
     "language_modeling": LanguageModelingTask,
     "denoising": DenoisingTask,
     "classification": ClassificationTask,
+    "regression": RegressionTask,
 }
 
 

@@ -10,31 +10,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from loralab.config.generation import Decoding
 from loralab.config.recipe import EvaluationSettings
 from loralab.console.progress import Progress, say
-from loralab.data.chat_template import Chat
 from loralab.data.encoded import Encoded
-from loralab.data.prompts import Prompt
 from loralab.data.splits import AnySplit, Split, StreamedSplit
 from loralab.metrics import classification
 from loralab.metrics.labels import Labels, balance, settle
 from loralab.metrics.metric import Floats
 from loralab.metrics.scores import Scores, score, value_of
+from loralab.tasks.encoder_head import EncoderHeadTask
 from loralab.tasks.label_answers import Answers, answer_rows
 from loralab.tasks.predictions import write_predictions
-from loralab.tasks.task import Done, Task, TaskModel
+from loralab.tasks.task import Done, TaskModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
-class ClassificationTask(Task):
-    """`data.source` to `data.label`."""
-
-    classifies = True
+class ClassificationTask(EncoderHeadTask):
+    """`data.label` is a column of labels, or of lists of them."""
 
     def settle_labels(self, training: AnySplit) -> Labels | None:
         return settle(training.label_counts, self.data.labels, f"{training.name}, {training.split}")
@@ -45,26 +40,6 @@ class ClassificationTask(Task):
         labels.check(rows.label_counts, title)
         if not quietly:
             say("\n".join(balance(rows.label_counts, labels, title)))
-
-    def prompt(self, tokenizer: PreTrainedTokenizerBase, causal: bool, labels: Labels | None = None) -> Prompt | Chat:
-        return Prompt(self.data.prompt, self.data.source or "source", labels=labels)
-
-    def within_positions(self, lengths: tuple[int, int], model: TaskModel) -> tuple[int, int]:
-        """Texts beyond the model's positions are cut, and that is said."""
-        (source, target), positions = lengths, model.positions
-        if positions is None or source <= positions:
-            return lengths
-        say(
-            f"data.max_source_length is {source}, and the model has {positions} positions: texts are cut to {positions} tokens."
-        )
-        return positions, target
-
-    def check_lengths(self, lengths: tuple[int, int], max_new_tokens: int, causal: bool, positions: int | None) -> None:
-        """`within_positions` has shortened what is too long."""
-
-    def loss_scores(self, rows: Split, encoded: Encoded, losses: Floats) -> Scores:
-        tokens = encoded.target_tokens.astype(np.float64)
-        return Scores([example.subject for example in rows.examples], {"loss": losses / tokens}, tokens)
 
     def evaluate(
         self, model: TaskModel, settings: EvaluationSettings, rows: Split, encoded: Encoded, file: Path | None

@@ -70,6 +70,8 @@ class Task(ABC):
 
     classifies: ClassVar[bool] = False
     """The model chooses among labels, and writes nothing."""
+    num_outputs: ClassVar[int | None] = None
+    """Of the head, where the task fixes it."""
     has_source: ClassVar[bool] = True
     """A row asks for something; without a source it is a text alone."""
 

@@ -128,9 +128,9 @@ def _run(
     record |= {"metrics": scores.summary(), **about}
     if floors := task_of(recipe.data).compression_floors(datasets.training, datasets.evaluated):
         record["floors"] = floors
+    if engine.labels is not None:
+        record["labels"] = engine.labels.as_json() | (scores.labels or {})
     if scores.labels is not None:
-        assert engine.labels is not None
-        record["labels"] = engine.labels.as_json() | scores.labels
         write_confusion(folder, scores.labels)
     after = before if tokens.training is None else measure_after(engine, recipe, datasets.held_out, tokens.held_out)
     record["forgetting"] = describe_forgetting(datasets, tokens.held_out, before, after, folder)

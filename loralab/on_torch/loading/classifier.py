@@ -5,6 +5,7 @@ B  rows        C  labels
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from loralab.adapters import files
 from loralab.errors import ModelError
-from loralab.metrics.labels import Labels, aligned
+from loralab.metrics.labels import Labels, RegressionOutput, aligned
 from loralab.models.checkpoint_files import read_config, weight_files
 from loralab.models.pretrained import from_pretrained
 from loralab.on_torch.loading.load import quiet_transformers
@@ -28,7 +29,7 @@ from loralab.on_torch.training.loss import log_probabilities, smoothed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MULTI, SINGLE = "multi_label_classification", "single_label_classification"
+MULTI, SINGLE, REGRESSION = "multi_label_classification", "single_label_classification", "regression"
 # The matrix that gives the logits: of a single layer, or of a head of several, as RoBERTa's and BART's.
 LAST_OF_HEAD = re.compile(r"(^|\.)(classifier|score|out_proj)\.weight$")
 NO_BOUND = 10**9  # what tokenizers say that know no longest text
@@ -53,7 +54,7 @@ def stored_labels(folder: Path) -> Labels | None:
         return None
     config = read_config(folder)
     names = base_labels(config)
-    return None if names is None else Labels(names, _numbers(names), config.get("problem_type") == MULTI)
+    return None if names is None else _labels(names, config)
 
 
 def _labels_by_shape(folder: Path) -> Labels | None:
@@ -63,7 +64,14 @@ def _labels_by_shape(folder: Path) -> Labels | None:
     if stored.task_type != "SEQ_CLS" or not last:
         return None
     names = tuple(f"LABEL_{place}" for place in range(len(last[0])))
-    return Labels(names, _numbers(names))
+    return _labels(names, {})
+
+
+def _labels(names: tuple[str, ...], config: Mapping[str, Any]) -> Labels:
+    """Returns the labels of a head with these names. A single output gives a number, as Transformers takes it."""
+    if config.get("problem_type") == REGRESSION or len(names) == 1:
+        return RegressionOutput()
+    return Labels(names, _numbers(names), config.get("problem_type") == MULTI)
 
 
 def _numbers(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
@@ -82,7 +90,9 @@ def fitted_labels(labels: Labels | None, folder: Path) -> tuple[Labels, bool]:
     if labels is None:
         if base is None:
             raise ModelError(f"{folder} has no head for labels, and there are no rows that say what they are.")
-        return Labels(base, _numbers(base), config.get("problem_type") == MULTI), True
+        return _labels(base, config), True
+    if isinstance(labels, RegressionOutput):
+        return labels, base is not None and isinstance(_labels(base, config), RegressionOutput)
     kept = None if base is None else aligned(labels, base)
     return (labels, False) if kept is None else (kept, True)
 
@@ -124,7 +134,7 @@ def load_classifier(
                 AutoModelForSequenceClassification, folder,
                 dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True,
                 num_labels=len(names), id2label=names, label2id={name: place for place, name in names.items()},
-                problem_type=MULTI if labels.multi else SINGLE,
+                problem_type=labels.problem_type,
             )  # fmt: skip
     except ModelError:
         raise
@@ -177,23 +187,42 @@ def positions(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int | Non
     return min(bounds, default=None)
 
 
-def logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """[B, C] in fp32."""
-    found: Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
+def logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor | None = None) -> Tensor:
+    """[B, C] in fp32. `token_types`: [B, S], of pairs of texts."""
+    types = {} if token_types is None or not takes_token_types(model) else {"token_type_ids": token_types}
+    found: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
     return found.float()
 
 
-def label_losses(logits_BC: Tensor, labels: Tensor, multi: bool, smoothing: float = 0.0) -> Tensor:
-    """In nats. [B], cross-entropy against labels [B, 1]; or, of several labels, [B · C], each one's against labels [B, C] of 0 and 1."""
-    if not multi:
+def takes_token_types(model: nn.Module) -> bool:
+    """Tells whether a model can be told which of two texts a token is of; DistilBERT and RoBERTa cannot."""
+    known = "token_type_ids" in inspect.signature(model.forward).parameters
+    return known and getattr(model.config, "type_vocab_size", 2) > 1
+
+
+def label_losses(logits_BC: Tensor, labels: Tensor, problem_type: str = SINGLE, smoothing: float = 0.0) -> Tensor:
+    """The losses that Transformers means by a problem type.
+
+    Returns:
+        [B], cross-entropy in nats against labels [B, 1]; or, of several labels, [B · C], each one's against labels [B, C] of
+        0 and 1; or, of a regression, [B], squared errors against numbers [B, 1].
+    """
+    if problem_type == REGRESSION:
+        return (logits_BC[:, 0] - labels[:, 0].to(logits_BC.dtype)) ** 2
+    if problem_type == SINGLE:
         return smoothed(log_probabilities(logits_BC), labels[:, 0], smoothing)
     wanted = labels.to(logits_BC.dtype) * (1 - smoothing) + smoothing / 2
     return F.binary_cross_entropy_with_logits(logits_BC, wanted, reduction="none").flatten()
 
 
 def token_losses(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, smoothing: float = 0.0
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    labels: Tensor,
+    smoothing: float = 0.0,
+    token_types: Tensor | None = None,
 ) -> Tensor:
     """The losses of these rows, row by row."""
-    multi = model.config.problem_type == MULTI  # type: ignore[union-attr]
-    return label_losses(logits(model, input_ids, attention_mask), labels, multi, smoothing)
+    kind = str(model.config.problem_type or SINGLE)  # type: ignore[union-attr]
+    return label_losses(logits(model, input_ids, attention_mask, token_types), labels, kind, smoothing)

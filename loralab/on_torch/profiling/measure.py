@@ -93,7 +93,7 @@ def _loss(model: nn.Module, recipe: Recipe, shape: BatchShape, device: torch.dev
 
         def of_head() -> Tensor:
             encoder_of(model).eval()
-            return label_losses(cut.logits(states, batch.ids, batch.mask), batch.labels, False).mean()
+            return label_losses(cut.logits(states, batch.ids, batch.mask), batch.labels).mean()
 
         return of_head
     return lambda: token_losses(model, batch.ids, batch.mask, batch.labels).mean()

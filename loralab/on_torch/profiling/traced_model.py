@@ -158,7 +158,7 @@ class TracedModel:
             encoder_of(model).eval()
             cut = FrozenEncoder(model)
             states = torch.empty(shape.rows, 1, cut.width, dtype=next(model.parameters()).dtype, device=META)
-            return label_losses(cut.logits(states, ids, mask), labels, False).sum()
+            return label_losses(cut.logits(states, ids, mask), labels).sum()
         return token_losses(model, ids, mask, labels).sum()
 
     def inference_peak(self, settings: StepSettings, shape: BatchShape) -> int:

@@ -35,6 +35,8 @@ def token_losses(
 def batch_losses(model: nn.Module, batch: Batch, smoothing: float) -> Tensor:
     """The same of a batch, whose rows may be packed."""
     tensors = tensors_of(batch, _device(model))
+    if batch.token_types is not None:
+        return classifier.token_losses(model, *tensors, smoothing, _token_types(batch, tensors[0].device))
     if batch.documents is None:
         return token_losses(model, *tensors, smoothing)
     ids, _, labels = tensors
@@ -46,7 +48,7 @@ def batch_logits(model: nn.Module, batch: Batch) -> Tensor:
     """In fp32: of each row of a classifier, [B, C], or of each token, [B, T, V]."""
     if is_classifier(model):
         ids, mask, _ = tensors_of(batch, _device(model))
-        return classifier.logits(model, ids, mask)
+        return classifier.logits(model, ids, mask, _token_types(batch, ids.device))
     logits: Tensor = model(**inputs_of(model, batch)).logits
     return logits.float()
 
@@ -69,6 +71,10 @@ def tensors_of(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tens
 def _documents(batch: Batch, device: torch.device) -> Tensor:
     assert batch.documents is not None
     return torch.from_numpy(batch.documents).to(device)
+
+
+def _token_types(batch: Batch, device: torch.device) -> Tensor | None:
+    return None if batch.token_types is None else torch.from_numpy(batch.token_types).to(device)
 
 
 def _device(model: nn.Module) -> torch.device:
