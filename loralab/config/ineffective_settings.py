@@ -73,6 +73,10 @@ IDLE = (
     Ineffective(UPDATES, _method("head"), "with training.method head, which trains the head alone"),
     Ineffective(("optimizer.lora_plus_ratio",), _method("full", "head"), "without training.method lora: it is about LoRA's B"),
     Ineffective(("training.head",), _method("full", "head"), "without training.method lora: full and head train the head in any case"),
+    Ineffective(
+        ("training.epochs",), lambda recipe: recipe.training.max_steps is not None,
+        "with training.max_steps, which counts steps instead", unless_file=lambda recipe: True,
+    ),
     Ineffective(("training.frozen_dropout",), _method("lora", "full"), "without training.method head"),
     Ineffective(
         ("lora.use_rslora",), lambda recipe: recipe.lora.alpha is None and not recipe.lora.alpha_pattern,

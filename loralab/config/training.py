@@ -26,6 +26,11 @@ class TrainingSettings(Settings):
     """With method head: dropout in the frozen part too, which then must be run in every step; without, once for all epochs."""
     epochs: Count = 1
     """Passes over the training rows; with a mixture, over those of the main data."""
+    max_steps: Count | None = None
+    """Optimizer steps, in the place of epochs: rows are passed as often as that takes. The learning rate's schedule ends with them."""
+    max_minutes: Annotated[float, Field(gt=0, strict=True)] | None = None
+    """Minutes of steps and validations after which the training stops, saves and evaluates as at its end; the learning rate's
+    schedule is that of all steps. `loralab train RUN --resume training.max_minutes=60` goes on."""
     batch_size: Count | None = None
     """Rows a step."""
     tokens_per_batch: Count | None = None

@@ -214,7 +214,11 @@ def shape_of(recipe: Recipe, facts: ModelFacts, lengths: Lengths) -> BatchShape:
 def _steps(recipe: Recipe, shape: BatchShape, rows: int | None) -> int | None:
     """Returns the steps of all epochs, where the number of rows is known."""
     training = recipe.training
-    if rows is None or training.method == "none":
+    if training.method == "none":
+        return None
+    if training.max_steps is not None:
+        return training.max_steps
+    if rows is None:
         return None
     return ceil(ceil(rows / shape.rows) / training.accumulate) * training.epochs
 
@@ -296,7 +300,10 @@ def _money(row: dict[str, Any], lengths: Lengths, recipe: Recipe, question: Plan
     if not row.get("steps"):
         return {}
     if question.tokens_per_second:
-        tokens = (lengths.source + lengths.target) * (lengths.rows or 0) * recipe.training.epochs
+        rows = row["steps"] * recipe.training.accumulate * row["batch"]["rows"]
+        if recipe.training.max_steps is None:
+            rows = (lengths.rows or 0) * recipe.training.epochs
+        tokens = (lengths.source + lengths.target) * rows
         hours = tokens / question.tokens_per_second / 3600
     elif "measured" in row:
         hours = row["steps"] * row["measured"]["seconds"] / 3600

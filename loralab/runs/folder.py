@@ -37,6 +37,7 @@ SAVED = ("adapter", "model")
 RECIPES, REPLACED, RESULTS = "recipes", "replaced", "results.json"  # of a comparison; the last is written last
 OWN_FOLDERS = (RECIPES, REPLACED)  # of a comparison, beside those of its variants
 NAMES = ("name", "description")  # of a recipe, which change nothing in a run
+TIME = "training.max_minutes"  # changes nothing but where a run stops
 HOME = Path("runs")
 
 
@@ -76,7 +77,7 @@ def check_resumable(out: Path | None, recipe: Recipe) -> None:
         raise RunError("There is nothing to resume: give the run's folder, as in `loralab train runs/NAME --resume`.")
     if is_comparison(out):
         raise RunError(f"{out} is a comparison, not a run. Go on with it: {resume_command(out)}")
-    if changed := changed_settings(out, recipe):
+    if changed := [key for key in changed_settings(out, recipe) if key != TIME]:
         raise RunError(
             f"The run in {out} was started with another recipe: {', '.join(changed)} changed. Start a new run with another --out."
         )

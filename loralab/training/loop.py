@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,6 +48,8 @@ class TrainingResult:
     """Steps that the recipe's epochs have; early stopping leaves some."""
     kept: int
     """The step whose weights the model has now."""
+    stopped: str | None
+    """Why it took less steps than planned: "patience" or "max_minutes"; None where it took all."""
     seconds: float
     """Of the steps; validations are not counted."""
     tokens_per_second: float
@@ -56,9 +58,14 @@ class TrainingResult:
 
 
 def plan_epochs(recipe: Recipe, encoded: Trained) -> list[list[list[Rows]]]:
-    """For each epoch the batches of each of its steps; a step accumulates several where the recipe says so."""
-    training, epochs = recipe.training, []
-    for epoch in range(training.epochs):
+    """For each epoch the batches of each of its steps; a step accumulates several where the recipe says so.
+
+    With `training.max_steps` there are as many epochs as that takes, the last of which may not be taken to its end.
+    """
+    training, epochs = recipe.training, list[list[list[Rows]]]()
+    for epoch in range(training.epochs) if training.max_steps is None else count():
+        if training.max_steps is not None and sum(map(len, epochs)) >= training.max_steps:
+            break
         rows = encoded.rows_of(epoch)
         places = plan_batches(
             *encoded.lengths_of(rows),
@@ -75,8 +82,8 @@ def plan_epochs(recipe: Recipe, encoded: Trained) -> list[list[list[Rows]]]:
 
 
 def plan_steps(recipe: Recipe, encoded: Trained) -> list[list[Rows]]:
-    """The batches of every step of every epoch."""
-    return [step for epoch in plan_epochs(recipe, encoded) for step in epoch]
+    """The batches of every step that the recipe wants."""
+    return [step for epoch in plan_epochs(recipe, encoded) for step in epoch][: recipe.training.max_steps]
 
 
 def run_steps(
@@ -89,7 +96,8 @@ def run_steps(
         RunError: the loss is not finite, or a checkpoint cannot be written.
     """
     epochs = plan_epochs(recipe, encoded)
-    steps, ends = [step for epoch in epochs for step in epoch], list(accumulate(map(len, epochs)))
+    steps = [step for epoch in epochs for step in epoch][: recipe.training.max_steps]
+    ends = list(accumulate(map(len, epochs)))
     position = saved = checkpoint.restore(run, engine)
     progress = Progress("train", len(steps), done=position.step)
 
@@ -101,7 +109,8 @@ def run_steps(
     with _journal(recipe, run, position) as journal, _stop_signals() as stopped:
         try:
             while True:
-                if validator is not None and validator.due(position.step, ends, position.validations):
+                last = position.step == len(steps) or _out_of_time(recipe, position)
+                if validator is not None and validator.due(position.step, ends, position.validations, last):
                     line = validator.line(engine, position.step, ends, stop_if_asked)
                     written = validator.write_on(engine, stop_if_asked)
                     position = replace(position, validations=(*position.validations, line))
@@ -113,7 +122,7 @@ def run_steps(
                 if position != saved and _worth_saving(recipe, position):
                     checkpoint.save(run, engine, position, best_step(recipe, position.validations))
                     saved = position
-                if position.step == len(steps) or run_out(position.validations, recipe.validation):
+                if last or run_out(position.validations, recipe.validation):
                     break
                 rows = steps[position.step]
                 position, line = _take(engine, recipe, encoded, rows, position, len(steps), run)
@@ -124,7 +133,16 @@ def run_steps(
             if position != saved:
                 checkpoint.save(run, engine, position, best_step(recipe, position.validations))
             raise
+        if position != saved and _out_of_time(recipe, position):
+            checkpoint.save(run, engine, position, best_step(recipe, position.validations))
     return _end(engine, recipe, run, position, len(steps))
+
+
+def _out_of_time(recipe: Recipe, position: Position) -> bool:
+    """Tells whether steps and validations have taken the minutes that the recipe gives them."""
+    minutes = recipe.training.max_minutes
+    spent = position.seconds + sum(line["seconds"] for line in position.validations)
+    return minutes is not None and spent >= 60 * minutes
 
 
 def _take(
@@ -184,15 +202,22 @@ def _notes(engine: Engine, recipe: Recipe, position: Position, line: Line) -> It
 
 def _end(engine: Engine, recipe: Recipe, run: Path, position: Position, planned: int) -> TrainingResult:
     """Says why no step is taken any more, and goes back to the best weights where the recipe asks for them."""
+    stopped = None
     if position.step < planned:
-        patience = recipe.validation.patience
-        say(f"Stopped early after step {position.step} of {planned}: {patience} validations without a better one.")
+        stopped = "patience" if run_out(position.validations, recipe.validation) else "max_minutes"
+        patience, minutes = recipe.validation.patience, recipe.training.max_minutes
+        reasons = {
+            "patience": f"{patience} validations without a better one.",
+            "max_minutes": f"training.max_minutes {minutes} are over. Go on with: "
+            f"{resume_command(run)} training.max_minutes={2 * (minutes or 1):g}",
+        }
+        say(f"Stopped early after step {position.step} of {planned}: {reasons[stopped]}")
     kept = best_step(recipe, position.validations) or position.step
     if kept != position.step:
         checkpoint.restore_weights(run, engine, kept)
         say(f"The weights are those of step {kept}, the best validation.")
     speed = position.tokens / max(position.seconds, 1e-9)
-    return TrainingResult(position.step, planned, kept, position.seconds, speed, position.validations)
+    return TrainingResult(position.step, planned, kept, stopped, position.seconds, speed, position.validations)
 
 
 def _not_finite(engine: Engine, encoded: Trained, batches: list[Batch], step: int, run: Path) -> str:

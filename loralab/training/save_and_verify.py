@@ -53,6 +53,7 @@ def train_and_save(
         "saved": str(saved),
         "adapter_bytes": size_on_disk(saved),
         "steps": result.steps,
+        **({} if result.stopped is None else {"stopped": result.stopped}),
         "seconds": result.seconds,
         "tokens_per_second": result.tokens_per_second,
         "training_peak_memory_bytes": peak,
@@ -83,7 +84,7 @@ def _validations(recipe: Recipe, validator: Validator, result: TrainingResult) -
         "metric": metric,
         "best": None if best is None else {"step": best["step"], "value": best[metric]},
         "kept_step": result.kept,
-        "stopped_early": result.steps < result.planned,
+        "stopped_early": result.stopped == "patience",
         "held_out": validator.choosing.held_out,
         "validations": list(result.validations),
     }

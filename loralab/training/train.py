@@ -10,6 +10,7 @@ from typing import Any
 
 from loralab.atomic_files import write_json
 from loralab.config.extras import check_extras
+from loralab.config.loading import load_recipe
 from loralab.config.recipe import Recipe
 from loralab.console.progress import say
 from loralab.data.row_records import hashes_of
@@ -21,6 +22,7 @@ from loralab.evaluation.forgetting import measure_after, measure_before
 from loralab.runs import checkpoint
 from loralab.runs.environment import environment
 from loralab.runs.folder import (
+    RECIPE,
     RECORD,
     check_free,
     check_resumable,
@@ -62,8 +64,9 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         if out is not None and (out / RECORD).exists():
             check_whole(out, missing_files(out, recipe))
             record = read_record(out)
-            say(f"{out} has finished already.")
-            return out, record
+            if not (record.get("stopped") == "max_minutes" and _more_time(out, recipe)):
+                say(f"{out} has finished already.")
+                return out, record
     else:
         check_free(out)
     check_extras(recipe, trains=True)
@@ -91,6 +94,12 @@ def train(recipe: Recipe, out: Path | None, resume: bool = False) -> tuple[Path,
         write_recipe(folder, recipe)
         checkpoint.check_same_rows(folder, hashes_of(about))
         return folder, _run(engine, recipe, datasets, tokens, lengths, folder, about)
+
+
+def _more_time(out: Path, recipe: Recipe) -> bool:
+    """Tells whether the recipe gives a run more minutes than the stored one, which stopped it."""
+    before, now = load_recipe(out / RECIPE).training.max_minutes, recipe.training.max_minutes
+    return before is not None and (now is None or now > before)
 
 
 @contextmanager
@@ -137,6 +146,7 @@ def _run(
     record |= {"lengths": lengths, "device": engine.device, "dtype": engine.dtype, "quantize": recipe.model.quantize}
     record |= environment()
     write_json(folder / RECORD, record)
-    checkpoint.remove(folder)
-    remove_base(folder)
+    if record.get("stopped") != "max_minutes":  # which can be gone on with
+        checkpoint.remove(folder)
+        remove_base(folder)
     return record

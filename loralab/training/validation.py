@@ -74,15 +74,15 @@ class Validator:
         loss = float(row_losses(engine, self.encoded, lambda done: None).sum() / self.encoded.target_tokens.sum())
         return loss if math.isfinite(loss) else None
 
-    def due(self, step: int, epoch_ends: Sequence[int], validations: Sequence[Line]) -> bool:
-        """Whether the model is to be measured after this step: it is time to, and it has not been done."""
+    def due(self, step: int, epoch_ends: Sequence[int], validations: Sequence[Line], last: bool) -> bool:
+        """Tells whether the model is to be measured after this step: it is time to, or it is the last one, and it has not been done."""
         if validations and validations[-1]["step"] == step:
             return False
         if self.settings.every is None:
             return False
         if isinstance(self.settings.every, int):
-            return step > 0 and (step % self.settings.every == 0 or step == epoch_ends[-1])
-        return step in epoch_ends
+            return step > 0 and (step % self.settings.every == 0 or last)
+        return step > 0 and (step in epoch_ends or last)
 
     def line(self, engine: Engine, step: int, epoch_ends: Sequence[int], check: Callable[[], None]) -> Line:
         """Measures; returns the line of validation.jsonl."""

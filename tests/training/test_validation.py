@@ -201,9 +201,9 @@ def test_epochs_are_counted_in_steps() -> None:
     ends = [4, 10]
     assert [epochs_done(step, ends) for step in (0, 1, 4, 7, 10)] == [0, 0.25, 1, 1.5, 2]
     due = {every: Validator(ValidationSettings(every=every), None, None, 1, None).due for every in ("epoch", 3)}  # type: ignore[arg-type]
-    assert [step for step in range(11) if due["epoch"](step, ends, [])] == ends
-    assert [step for step in range(11) if due[3](step, ends, [])] == [3, 6, 9, 10]
-    assert not due[3](6, ends, [{"step": 6}])
+    assert [step for step in range(11) if due["epoch"](step, ends, [], step == 10)] == ends
+    assert [step for step in range(11) if due[3](step, ends, [], step == 10)] == [3, 6, 9, 10]
+    assert not due[3](6, ends, [{"step": 6}], False)
 
 
 @pytest.mark.parametrize(
