@@ -40,7 +40,7 @@ from loralab.on_torch.adapters.base import (
 from loralab.on_torch.adapters.describe import adapter_table
 from loralab.on_torch.adapters.lora import AdaptedModule, DropoutMasks, LoRAWeights, wrap
 from loralab.on_torch.adapters.selection import selected, trained_whole
-from loralab.on_torch.ops.linear import LINEAR, dense_weight, is_transposed, write_dense_weight
+from loralab.on_torch.ops.linear import dense_weight, is_linear, is_transposed, write_dense_weight
 
 
 @dataclass
@@ -245,7 +245,7 @@ class Adapter:
         return {"quantize": quantization_of(self.model), "fingerprint": fingerprint(self.model, own)}
 
     def __str__(self) -> str:
-        linear = sum(isinstance(module, LINEAR) for module in plain_modules(self.model).values())
+        linear = sum(is_linear(module) for module in plain_modules(self.model).values())
         tuned = {} if self.spec.disabled else self.tuned
         table = adapter_table(self.spec, self.updates, tuned, linear, self.trainable, self.total)
         return f"{table}\n{self.note}" if self.note else table

@@ -13,7 +13,7 @@ from loralab.adapters.fingerprint import Fingerprint, take
 from loralab.adapters.target_modules import Module
 from loralab.on_torch.adapters.lora import AdaptedModule
 from loralab.on_torch.models.heads import head_modules
-from loralab.on_torch.ops.linear import LINEAR, WRAPPABLE, QuantizedLinear
+from loralab.on_torch.ops.linear import QuantizedLinear, is_linear, is_wrappable
 
 ATTRIBUTE = "_loralab"  # of a model: what is attached to it
 
@@ -138,7 +138,7 @@ def describe_modules(model: nn.Module, modules: dict[str, nn.Module]) -> Iterato
         if name:
             # PyTorch's own attention reads its projection's weight and never calls it: an update would do nothing.
             called = not isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
-            wrappable, linear = called and isinstance(module, WRAPPABLE), called and isinstance(module, LINEAR)
+            wrappable, linear = called and is_wrappable(module), called and is_linear(module)
             yield Module(
                 name, type(module).__name__, wrappable, linear, head=module is output or name.startswith(heads)
             )

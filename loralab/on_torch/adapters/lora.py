@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from loralab.config.lora import LoRASpec
 from loralab.on_torch.ops.dropout import keep_mask
-from loralab.on_torch.ops.linear import LINEAR, dense_shape, dense_weight
+from loralab.on_torch.ops.linear import dense_shape, dense_weight, is_linear
 from loralab.on_torch.ops.onednn_linear import linear
 
 FEW = 32
@@ -223,4 +223,4 @@ class AdaptedEmbedding(AdaptedModule):
 
 def wrap(base: nn.Module, masks: DropoutMasks) -> AdaptedModule:
     """The adapted module that fits this base."""
-    return AdaptedLinear(base, masks) if isinstance(base, LINEAR) else AdaptedEmbedding(base, masks)
+    return AdaptedLinear(base, masks) if is_linear(base) else AdaptedEmbedding(base, masks)

@@ -10,7 +10,7 @@ from loralab.config.lora import LoRASpec
 from loralab.errors import TargetError
 from loralab.models import ATTENTION_RULES, DEFAULT_RULES
 from loralab.on_torch.adapters.base import describe_modules, model_type
-from loralab.on_torch.ops.linear import WRAPPABLE, QuantizedLinear
+from loralab.on_torch.ops.linear import QuantizedLinear, is_wrappable
 
 
 def selected(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) -> list[str]:
@@ -35,7 +35,7 @@ def _default_rules(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str
     kind = model_type(model)
     if not kind or kind in DEFAULT_RULES:
         return DEFAULT_RULES.get(kind)
-    leaves = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, WRAPPABLE)}
+    leaves = {name.rpartition(".")[2] for name, module in modules.items() if is_wrappable(module)}
     return next((rules for rules in ATTENTION_RULES if leaves.issuperset(rules)), None)
 
 

@@ -7,13 +7,13 @@ time. A further one joins by registering itself with the functions below.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import singledispatch
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from loralab.on_torch.ops.traced_device import device_kind
 
@@ -121,11 +121,12 @@ def parts(length: int, other: int, multiple: int, x: Tensor) -> Iterator[slice]:
 @singledispatch
 def dense_weight(module: nn.Module) -> Tensor:
     """The module's matrix W [out, in], such that it computes x Wᵀ (an Embedding: one-hot x)."""
+    if is_conv1d(module):
+        return module.weight.T  # type: ignore[return-value]
     raise TypeError(f"{type(module).__name__} is not a linear map")
 
 
 dense_weight.register(nn.Linear, lambda module: module.weight)
-dense_weight.register(Conv1D, lambda module: module.weight.T)
 dense_weight.register(nn.Embedding, lambda module: module.weight.T)
 
 
@@ -145,11 +146,23 @@ def dense_shape(module: nn.Module) -> tuple[int, int]:
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether it is a linear map whose matrix is stored as [in, out]."""
-    return isinstance(module, Conv1D) or (isinstance(module, QuantizedLinear) and module.transposed)
+    return is_conv1d(module) or (isinstance(module, QuantizedLinear) and module.transposed)
 
 
-LINEAR = (nn.Linear, Conv1D, QuantizedLinear)
-WRAPPABLE = (*LINEAR, nn.Embedding)
+def is_conv1d(module: nn.Module) -> bool:
+    """Tells whether it is a Conv1D of Transformers, without importing that library: where there is one, it has been imported."""
+    library = sys.modules.get("transformers.pytorch_utils")
+    return library is not None and isinstance(module, library.Conv1D)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tells whether it is a linear map."""
+    return isinstance(module, (nn.Linear, QuantizedLinear)) or is_conv1d(module)
+
+
+def is_wrappable(module: nn.Module) -> bool:
+    """Tells whether LoRA can go on it."""
+    return is_linear(module) or isinstance(module, nn.Embedding)
 
 
 @torch.no_grad()

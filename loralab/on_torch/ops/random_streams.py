@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+PLAIN_CHECKPOINT = getattr(
+    checkpoint, "__wrapped__", checkpoint
+)  # its wrapper imports the compiler, a second at its first use
+
 
 def random_state() -> dict[str, Tensor]:
     """The states of all streams: the CPU's, every CUDA GPU's, Apple's GPU's."""
@@ -32,7 +36,7 @@ def set_random_state(state: dict[str, Tensor]) -> None:
 
 def checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
     """What the function gives; its activations are computed again in the backward pass, with the same draws, instead of kept."""
-    return checkpoint(function, *arguments, use_reentrant=False, context_fn=same_draws)
+    return PLAIN_CHECKPOINT(function, *arguments, use_reentrant=False, context_fn=same_draws)
 
 
 def checkpoint_settings() -> dict[str, Any]:

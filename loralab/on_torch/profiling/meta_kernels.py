@@ -134,6 +134,13 @@ def _out(*_: Any, out: Tensor) -> Tensor:
     return out
 
 
+def _arange(*bounds: int, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: Any) -> Any:
+    """Of whole numbers."""
+    if not all(isinstance(bound, int) for bound in bounds):
+        return NotImplemented
+    return torch.empty(len(range(*bounds)), dtype=dtype or torch.int64, device=device)
+
+
 def _layer_norm(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The result, means and reciprocal deviations."""
     sizes = [*x.shape[: x.dim() - len(shape)], *([1] * len(shape))]
@@ -186,12 +193,15 @@ KERNELS: dict[Any, Kernel] = {
     aten.mean.dim: _mean,
     aten.sum.dim_IntList: _sum,
     aten.div_.Scalar: lambda x, _: x,
+    aten.scatter_add_.default: lambda x, *_: x,
+    aten.gather.default: lambda x, _, index, **__: _empty(x, index.shape),
     **dict.fromkeys((aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default), _empty_like),
     aten.new_empty.default: _empty,
     aten.clone.default: _clone,
     aten.cat.default: _cat,
     aten.stack.default: _stack,
     aten.tril.default: _same,
+    **dict.fromkeys((aten.arange.default, aten.arange.start, aten.arange.start_step), _arange),
     aten.any.default: lambda x: _empty(x, (), torch.bool),
     aten.nll_loss_forward.default: _each_loss,
     aten.nll_loss_backward.default: _like_second,

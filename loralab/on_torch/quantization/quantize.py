@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from loralab import errors
 from loralab.adapters.fingerprint import sampled_positions, spread
 from loralab.adapters.target_modules import resolve
 from loralab.errors import MissingExtra, ModelError
 from loralab.on_torch.adapters.base import describe_modules, is_turned, plain_modules, quantization_of
-from loralab.on_torch.ops.linear import QuantizedLinear, dense_weight
+from loralab.on_torch.ops.linear import QuantizedLinear, dense_weight, is_conv1d
 from loralab.on_torch.ops.onednn_linear import Linear
 from loralab.on_torch.quantization.nf4 import BLOCK, NF4, unpack
 
@@ -146,14 +145,14 @@ def quantize_linear(
             "Take int8, which packs any shape, or leave such modules as they are with model.quantize_except."
         )
     if weight_OI.is_meta:
-        return make(*_without_numbers(kind, weight_OI), bias, isinstance(base, Conv1D), ())
+        return make(*_without_numbers(kind, weight_OI), bias, is_conv1d(base), ())
     codes, scales = _pack_in_parts(pack_part, weight_OI, device)
     if not bool(torch.isfinite(scales).all()):
         raise ModelError(f"{name} holds weights that are not finite, which cannot be packed. Is the file damaged?")
     in_file = stored.T if turned else stored
     positions = torch.from_numpy(sampled_positions(in_file.shape)).to(in_file.device)
     samples = tuple(in_file.reshape(-1)[positions].float().tolist())
-    return make(codes, scales, bias, isinstance(base, Conv1D), samples)
+    return make(codes, scales, bias, is_conv1d(base), samples)
 
 
 def load_quantized(load: Loader, dtype: torch.dtype, device: torch.device, how: Quantization) -> nn.Module:
@@ -207,7 +206,7 @@ def modules_to_quantize(model: nn.Module, but: Sequence[str] = ()) -> list[str]:
         name
         for name in resolve(["all-linear"], described)
         if name not in kept
-        and type(modules[name]) in (nn.Linear, Linear, Conv1D)
+        and (type(modules[name]) in (nn.Linear, Linear) or is_conv1d(modules[name]))
         and id(modules[name].weight) not in shared
     ]
 
