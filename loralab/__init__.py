@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loralab.api.functions import compare, evaluate, generate, plan, score, train
     from loralab.config.loading import load_recipe
     from loralab.config.lora import LoRASpec
     from loralab.config.recipe import Recipe
     from loralab.errors import LoralabError, UserError
     from loralab.on_torch.adapters.adapter_io import load_adapter
     from loralab.on_torch.adapters.attach import Adapter, attach
-    from loralab.on_torch.generation.generate import generate
     from loralab.on_torch.loading.load import load_model
 
 __version__ = "0.1.0"
@@ -27,7 +27,7 @@ _HOME = {
     "Recipe": "loralab.config.recipe",
     "UserError": "loralab.errors",
     "attach": "loralab.on_torch.adapters.attach",
-    "generate": "loralab.on_torch.generation.generate",
+    **dict.fromkeys(("compare", "evaluate", "generate", "plan", "score", "train"), "loralab.api.functions"),
     "load_adapter": "loralab.on_torch.adapters.adapter_io",
     "load_model": "loralab.on_torch.loading.load",
     "load_recipe": "loralab.config.loading",
@@ -40,10 +40,15 @@ __all__ = [
     "Recipe",
     "UserError",
     "attach",
+    "compare",
+    "evaluate",
     "generate",
     "load_adapter",
     "load_model",
     "load_recipe",
+    "plan",
+    "score",
+    "train",
 ]
 
 

@@ -64,7 +64,7 @@ def train(
 
     Example: loralab train t5-small-xsum lora.rank=32 --out runs/rank-32
     """
-    from loralab.evaluation.forgetting import forgetting_in_words
+    from loralab.evaluation.scores_in_words import run_summary
     from loralab.runs.arguments import recipe_and_folder
     from loralab.training.train import train as run
 
@@ -73,12 +73,7 @@ def train(
     keys = ("steps", "tokens_per_second", "seconds", "forgetting")
     result = {"run": str(folder), "adapter": record.get("saved"), "metrics": record["metrics"]}
     result |= {key: record.get(key) for key in keys}
-    said = [
-        _scores(record["metrics"]) + _floors(record) + _labels(record),
-        forgetting_in_words(record.get("forgetting", {})),
-    ]
-    said.append(f"Try it: loralab generate {shlex.quote(str(folder))} --text '...'")
-    _finish(result, as_json, "\n".join(filter(None, said)))
+    _finish(result, as_json, f"{run_summary(record)}\nTry it: loralab generate {shlex.quote(str(folder))} --text '...'")
 
 
 @app.command()
@@ -138,10 +133,11 @@ def evaluate(trained: Trained, overrides: Overrides = None, base: Base = None, a
 
     Example: loralab evaluate runs/rank-32/adapter evaluation.split=validation
     """
+    from loralab.evaluation.scores_in_words import scores_in_words
     from loralab.inference.saved_model import evaluate_saved
 
     row = evaluate_saved(trained, overrides or [], base)
-    _finish(row, as_json, _scores(row["metrics"]) + _labels(row))
+    _finish(row, as_json, scores_in_words(row))
 
 
 @app.command()
@@ -310,24 +306,6 @@ def schema() -> None:
 
 def _finish(result: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(result) if as_json else text)
-
-
-def _scores(metrics: dict[str, dict[str, float]]) -> str:
-    return "\n".join(f"{name:<13} {m['value']:8.3f}  [{m['low']:.3f}, {m['high']:.3f}]" for name, m in metrics.items())
-
-
-def _floors(record: dict[str, Any]) -> str:
-    """Below plain texts' bits per byte, what xz makes of them."""
-    return "".join(f"\n  {name:<23} {value:8.3f}" for name, value in record.get("floors", {}).items())
-
-
-def _labels(row: dict[str, Any]) -> str:
-    """A classifier's table of labels."""
-    if "per_label" not in row.get("labels", {}):
-        return ""
-    from loralab.evaluation.confusion_matrix import labels_table
-
-    return f"\n\n{labels_table(row['labels'])}"
 
 
 def _of_the_system(error: OSError) -> str | None:

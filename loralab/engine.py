@@ -251,6 +251,12 @@ def merge(base: str, adapter: Path, out: Path) -> str:
     return str(_module("torch", "adapters.merge").merge_folder(base, adapter, out))
 
 
+def generate_texts(model: Any, *arguments: Any, **settings: Any) -> list[str]:
+    """Answers texts with a loaded model of PyTorch: see on_torch/generation/generate.py."""
+    answers: list[str] = _module("torch", "generation.generate").generate(model, *arguments, **settings)
+    return answers
+
+
 def measure(recipe: Recipe, *planned: Any) -> Any:
     """Real steps of a planned shape: see on_torch/profiling/measure.py."""
     return _module(recipe.model.engine, "profiling.measure").measure(recipe, *planned)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -18,7 +20,7 @@ from ruamel.yaml.error import YAMLError
 from loralab.config.ineffective_settings import without_effect
 from loralab.config.mistakes import find_mistakes
 from loralab.config.overrides import apply_override
-from loralab.config.recipe import Recipe, Tree
+from loralab.config.recipe import BESIDE_RESULTS, Recipe, Tree
 from loralab.config.yaml_tree import LINE, load_yaml, out_of_bounds, shortened
 from loralab.errors import RecipeError, nearest, nearest_file
 
@@ -32,6 +34,33 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         RecipeError: all mistakes of the file, of the overrides and of every variant, at once.
     """
     return recipe_from_tree(read_tree(name_or_path), overrides, str(name_or_path))
+
+
+def recipe_of(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | Sequence[str]) -> Recipe:
+    """Returns the recipe of a shipped name, a file, settings, or a recipe, with overrides applied.
+
+    Args:
+        overrides: {"lora.rank": 32}, {"lora": {"rank": 32}} or ["lora.rank=32"].
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe_from_tree(recipe.model_dump(mode="json"), spelt(overrides), recipe.name) if overrides else recipe
+    if isinstance(recipe, Mapping):
+        return recipe_from_tree({"name": "recipe", **recipe}, spelt(overrides), "that was given")
+    return load_recipe(recipe, spelt(overrides))
+
+
+def spelt(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Returns overrides as they are typed: "lora.rank=32"."""
+    if not isinstance(overrides, Mapping):
+        return [overrides] if isinstance(overrides, str) else list(overrides)
+    flat: dict[str, Any] = {}
+    for key, value in overrides.items():
+        block = isinstance(value, Mapping) and key in Recipe.model_fields and key not in ("variants", *BESIDE_RESULTS)
+        flat |= {f"{key}.{inner}": each for inner, each in value.items()} if block else {key: value}
+    return [f"{key}={json.dumps(value, default=str)}" for key, value in flat.items()]
 
 
 def read_tree(name_or_path: str | Path) -> Tree:

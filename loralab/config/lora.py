@@ -15,10 +15,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from loralab.config.model import Flag
-from loralab.errors import TargetError
+from loralab.errors import TargetError, UserError, nearest
 
 Value = TypeVar("Value")
 
@@ -30,8 +30,62 @@ def _as_tuple(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
-class LoRASpec(BaseModel):
-    """What is adapted, how strongly, and from which start."""
+PEFT_NAMES = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "rules",
+    "init_lora_weights": "init",
+}
+"""PEFT's name for a setting -> ours."""
+
+
+class _Explained(type(BaseModel)):  # type: ignore[misc]
+    """What a call of the class in Python does beyond validation: PEFT's names, and one clear error."""
+
+    def __call__(cls, **fields: Any) -> Any:
+        try:
+            return super().__call__(**_from_peft(fields))
+        except ValidationError as error:
+            raise UserError("; ".join(map(_in_words, error.errors()))) from None
+
+
+def _from_peft(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields by our names.
+
+    Raises:
+        UserError: a field is given by both names, or PEFT's value has no counterpart here.
+    """
+    ours: dict[str, Any] = {}
+    for name, value in fields.items():
+        own = PEFT_NAMES.get(name, name)
+        if own in ours or (own != name and own in fields):
+            raise UserError(f"LoRASpec: {own} is given twice, as PEFT's {name} too. Give one of them.")
+        if name == "init_lora_weights" and not isinstance(value, str):
+            if value is not True:
+                raise UserError(
+                    f"LoRASpec: init_lora_weights is {value!r}; expected True or one of kaiming, gaussian, normal."
+                )
+            value = "kaiming"
+        if name == "target_modules" and isinstance(value, str) and value != "all-linear":
+            value = f"re:{value}"  # a string is a regular expression in PEFT
+        ours[own] = value
+    return ours
+
+
+def _in_words(mistake: Any) -> str:
+    """Returns one mistake of a field, with what was found and what was expected."""
+    name = ".".join(map(str, mistake["loc"]))
+    if mistake["type"] == "extra_forbidden":
+        known = [*LoRASpec.model_fields, *PEFT_NAMES]
+        return f"LoRASpec has no {name!r}. {nearest(name, known)}"
+    expected = mistake["msg"].replace("Input should be", "expected").removeprefix("Value error, ")
+    return f"LoRASpec: {name}: {expected}; got {mistake['input']!r:.60}"
+
+
+class LoRASpec(BaseModel, metaclass=_Explained):
+    """What is adapted, how strongly, and from which start. In Python PEFT's names are understood too: r, lora_alpha, lora_dropout,
+    target_modules, init_lora_weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -65,9 +119,6 @@ class LoRASpec(BaseModel):
     """Seed of that start; None means the training's seed in a recipe, and 0 elsewhere."""
     disabled: Flag = False
     """No adapter: the whole model is trained."""
-
-    def __init__(self, **fields: Any) -> None:
-        super().__init__(**fields)
 
     def rank_of(self, module: str) -> int:
         """The rank at the module of this name."""

@@ -43,6 +43,7 @@ FOLDERS = (
     "training",
     "inference",
     "experiments",
+    "api",
     "cli",
     "__main__",
 )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,36 @@ class Adapter:
         if attachment.active == self.name:
             _activate(self.model, attachment, None)
 
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Gives the base's outputs back, exactly, while it holds: `with adapter.disabled(): …`. What was active is so afterwards."""
+        attachment = self._attachment()
+        before = attachment.active
+        self.disable()
+        try:
+            yield
+        finally:
+            if attachment.active != before:
+                _activate(self.model, attachment, before)
+
+    def unload(self) -> nn.Module:
+        """Takes this adapter off its model and returns the model. The last one leaves the model as it was before `attach`.
+
+        The adapter cannot be used afterwards; save it before.
+        """
+        attachment = self._attachment()
+        self.disable()
+        del attachment.adapters[self.name]
+        for adapted in attachment.wrapped.values():
+            if self.name in adapted.updates:
+                del adapted.updates[self.name]
+        for target in [target for target, adapted in attachment.wrapped.items() if not adapted.updates]:
+            self.model.set_submodule(target, attachment.wrapped.pop(target).base)
+        if not attachment.adapters:
+            delattr(self.model, ATTRIBUTE)
+            self.model.requires_grad_(True)
+        return self.model
+
     def merge(self) -> nn.Module:
         """Returns a new, plain model that computes in one product what base and adapter compute together; nothing here is changed.
 
@@ -253,9 +284,11 @@ class Adapter:
     def _attachment(self) -> Attachment:
         attachment: Attachment | None = getattr(self.model, ATTRIBUTE, None)
         if attachment is None or attachment.adapters.get(self.name) is not self:
-            raise AdapterError(
-                "LoRASpec(disabled=True) trains the whole model: there is no adapter to switch, save or merge. Save the model."
-            )
+            if self.spec.disabled:
+                raise AdapterError(
+                    "LoRASpec(disabled=True) trains the whole model: there is no adapter to switch, save or merge. Save the model."
+                )
+            raise AdapterError(f"The adapter {self.name!r} has been taken off its model. Attach or load it again.")
         return attachment
 
 
