@@ -318,7 +318,7 @@ def _of_the_system(error: OSError) -> str | None:
 
 
 def _run() -> int:
-    """Runs the command; returns the exit code, which README.md lists."""
+    """Runs the command; returns the exit code, which docs/guide.md lists."""
     try:
         app()
     except LoralabError as error:

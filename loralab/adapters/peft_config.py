@@ -52,16 +52,18 @@ def _refuse_unsupported(config: Mapping[str, Any], folder: Path) -> None:
 
 def _spec(config: Mapping[str, Any]) -> LoRASpec:
     targets = () if config.get("target_modules") == NO_MODULES else config.get("target_modules")
-    return LoRASpec(
-        rank=config.get("r", 8),
-        alpha=config.get("lora_alpha", 8),
-        rules=f"re:{targets}" if isinstance(targets, str) else targets or (),
-        dropout=config.get("lora_dropout", 0.0),
-        bias=config.get("bias", "none"),
-        modules_to_save=config.get("modules_to_save") or (),
-        rank_pattern=config.get("rank_pattern") or {},
-        alpha_pattern=config.get("alpha_pattern") or {},
-        use_rslora=bool(config.get("use_rslora")),
-        use_dora=bool(config.get("use_dora")),
-        init="gaussian" if config.get("init_lora_weights") == "gaussian" else "kaiming",
+    return LoRASpec.model_validate(
+        {
+            "rank": config.get("r", 8),
+            "alpha": config.get("lora_alpha", 8),
+            "rules": f"re:{targets}" if isinstance(targets, str) else targets or (),
+            "dropout": config.get("lora_dropout", 0.0),
+            "bias": config.get("bias", "none"),
+            "modules_to_save": config.get("modules_to_save") or (),
+            "rank_pattern": config.get("rank_pattern") or {},
+            "alpha_pattern": config.get("alpha_pattern") or {},
+            "use_rslora": bool(config.get("use_rslora")),
+            "use_dora": bool(config.get("use_dora")),
+            "init": "gaussian" if config.get("init_lora_weights") == "gaussian" else "kaiming",
+        }
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, Literal
 
 from loralab.api.results import (
     Answers,
@@ -16,13 +16,10 @@ from loralab.api.results import (
     TrainingRun,
     metrics_of,
 )
+from loralab.config.generation import Decoding
 from loralab.config.loading import recipe_of, spelt
 from loralab.config.recipe import Recipe
 from loralab.engine import generate_texts
-
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedTokenizerBase
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
 """A shipped name, a file, the settings themselves, or what `load_recipe` gave."""
@@ -169,42 +166,76 @@ def score(
     return FileScores(report(results), systems, results["pairs"], results)
 
 
-@overload
-def generate(trained: str | Path, texts: Sequence[str], **settings: Any) -> Answers: ...
-@overload
 def generate(
-    trained: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **settings: Any
-) -> list[str]: ...
-def generate(trained: Any, *arguments: Any, **settings: Any) -> Any:
-    """Answers texts.
-
-        loralab.generate("runs/rank-32", ["Tom: Lunch? Ann: At one."])        a run, an adapter, a hub id: with its own prompt
-        loralab.generate(model, tokenizer, ["Summarize: …"], beams=4)         what `load_model` gave: texts as they are
-
-    Args:
-        trained: the folder of a run, an adapter or a model, a hub id, or a loaded model.
-        arguments: the texts; of a loaded model its tokenizer before them.
-        settings: `overrides` and `base` of a folder; max_new_tokens, beams, sample, top_p, stop, … of a loaded model.
-
-    Raises:
-        UserError: a folder is none of these, or a text is empty.
-    """
-    if not isinstance(trained, str | Path):
-        return generate_texts(trained, *arguments, **settings)
-    return _answer(Path(trained), *arguments, **settings)
-
-
-def _answer(
-    trained: Path,
-    texts: Sequence[str],
+    model: Any,
+    tokenizer: Any = None,
+    texts: Sequence[str] | None = None,
+    *,
+    max_new_tokens: int | None = None,
+    beams: int | None = None,
+    length_penalty: float | None = None,
+    early_stopping: Literal[False, True, "never"] | None = None,
+    sample: bool | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: Sequence[str] | None = None,
+    seed: int | None = None,
     overrides: Overrides = (),
     base: str | None = None,
     text_pairs: Sequence[str] = (),
+) -> Any:
+    """Answers texts, with what was trained or with a loaded model.
+
+        loralab.generate("runs/rank-32", ["Tom: Lunch? Ann: At one."])                          with the prompt of its training
+        loralab.generate(model, tokenizer, ["Summarize: …"], max_new_tokens=32, beams=4)        texts as they are
+
+    Args:
+        model: the folder of a run, an adapter or a model, or a hub id, and then the texts; or what `load_model` gave, with its
+            tokenizer and the texts.
+        max_new_tokens: the longest answer, in tokens; needed with a loaded model.
+        beams: hypotheses of a beam search; 1 is greedy, or samples with `sample`.
+        length_penalty, early_stopping: of a beam search, as in Transformers.
+        sample: draw each token, from logits divided by `temperature`, from the `top_k` likeliest tokens or the fewest whose
+            probabilities reach `top_p`.
+        repetition_penalty: above 1 makes tokens that were generated already less likely.
+        stop: texts with which an answer ends; it is cut before the first of them.
+        seed: of the draws. The same seed gives the same answers; each text has draws of its own.
+        overrides: of a folder, settings in the place of those that it was trained with.
+        base: of a folder, the base model, where it has moved.
+        text_pairs: of a classifier of pairs, the second text of each.
+
+    Returns:
+        `Answers` of a folder; a list of texts of a loaded model, which from a decoder-only one are what it adds.
+
+    Raises:
+        UserError: a setting is out of its bounds or means nothing with the others, the folder is none of these, or a text is empty.
+    """
+    given = {key: value for key, value in locals().items() if key in Decoding.model_fields and value is not None}
+    if not isinstance(model, str | Path):
+        texts_given = {} if texts is None else {"texts": texts}
+        return generate_texts(model, tokenizer=tokenizer, **texts_given, **given)
+    return _answer(
+        Path(model),
+        tokenizer if texts is None else texts,
+        [*spelt(overrides), *spelt(_evaluation(given))],
+        base,
+        text_pairs,
+    )
+
+
+def _evaluation(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"evaluation.{key}": value for key, value in given.items()}
+
+
+def _answer(
+    trained: Path, texts: Sequence[str], overrides: list[str], base: str | None, text_pairs: Sequence[str]
 ) -> Answers:
     from loralab.inference.generate import GenerateRequest, run_request
 
     request = GenerateRequest(
         [texts] if isinstance(texts, str) else list(texts), text_pairs=list(text_pairs), as_json=True
     )
-    result, text = run_request(trained, request, spelt(overrides), base)
+    result, text = run_request(trained, request, overrides, base)
     return Answers(text or "", result["answers"])

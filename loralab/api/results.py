@@ -71,7 +71,7 @@ class TrainingRun(Shown):
 
     @property
     def pictures(self) -> Sequence[Path]:
-        return [self.folder / "losses.png", self.folder / "confusion.png"]
+        return [self.folder / "curves.png", self.folder / "confusion.png"]
 
 
 @dataclass(frozen=True)

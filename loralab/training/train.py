@@ -143,7 +143,12 @@ def _run(
         write_confusion(folder, scores.labels)
     after = before if tokens.training is None else measure_after(engine, recipe, datasets.held_out, tokens.held_out)
     record["forgetting"] = describe_forgetting(datasets, tokens.held_out, before, after, folder)
-    record |= {"lengths": list(lengths), "device": engine.device, "dtype": engine.dtype, "quantize": recipe.model.quantize}
+    record |= {
+        "lengths": list(lengths),
+        "device": engine.device,
+        "dtype": engine.dtype,
+        "quantize": recipe.model.quantize,
+    }
     record |= environment()
     write_json(folder / RECORD, record)
     if record.get("stopped") != "max_minutes":  # which can be gone on with

@@ -26,7 +26,7 @@ from loralab.cli import app
 ROOT = Path(__file__).parents[2]
 
 INTERFACE = {
-    "Adapter": "disable enable merge parameters save to_files total trainable",
+    "Adapter": "disable disabled enable merge parameters save to_files total trainable unload",
     "LoRASpec": "rank rules alpha dropout shared_dropout tune_vectors bias modules_to_save rank_pattern alpha_pattern "
     "use_rslora use_dora init seed disabled",
     "LoralabError": "",
@@ -34,11 +34,16 @@ INTERFACE = {
     "published_epochs published_source next_steps",
     "UserError": "",
     "attach": "model spec name",
+    "compare": "recipe overrides * out resume",
+    "evaluate": "trained overrides * base",
     "generate": "model tokenizer texts * max_new_tokens beams length_penalty early_stopping sample temperature top_k top_p "
-    "repetition_penalty stop seed",
+    "repetition_penalty stop seed overrides base text_pairs",
     "load_adapter": "model folder name",
     "load_model": "name dtype device quantize quantize_except",
     "load_recipe": "name_or_path overrides",
+    "plan": "recipe overrides * measure tokens_per_second",
+    "score": "files metrics * predictions references source group",
+    "train": "recipe overrides * out resume",
 }
 COMMANDS = {
     "train": "recipe overrides --data --json --out --resume",
@@ -46,7 +51,7 @@ COMMANDS = {
     "plan": "recipe overrides --json --measure --price-per-hour --tokens-per-second",
     "evaluate": "trained overrides --base --json",
     "score": "files --group --json --metrics --prediction --predictions --reference --source",
-    "generate": "trained overrides --base --input --json --max-new-tokens --out --sample --seed --stop --text --top-p",
+    "generate": "trained overrides --base --input --json --max-new-tokens --out --sample --seed --stop --text --text-pair --top-p",
     "merge": "trained --base --json --out",
     "runs": "folder --json",
     "recipes": "--json",
