@@ -110,8 +110,6 @@ class Decoder(Stack):
 class T5(nn.Module):
     """T5ForConditionalGeneration. `forward` is Hugging Face's; training uses `token_losses`, generation t5_decoding.py."""
 
-    peft_task = "SEQ_2_SEQ_LM"
-
     def __init__(self, config: T5Config, own_head: bool | None = None) -> None:
         """`own_head`: a separate output matrix; by default where the config unties it (a checkpoint's file decides when loading)."""
         super().__init__()
