@@ -205,5 +205,7 @@ def positions_of_config(config: Any) -> int | None:
 
 
 def modules_called(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Returns the names of all modules in the model whose class has one of these names, in the model's order."""
-    return [name for name, module in model.named_modules() if name and type(module).__name__ in names]
+    """Returns the names of all modules in the model whose class has one of these names: what is inside another one before it, else in the
+    model's order."""
+    found = [name for name, module in model.named_modules() if name and type(module).__name__ in names]
+    return sorted(found, key=lambda name: -name.count("."))

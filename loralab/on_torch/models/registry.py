@@ -55,9 +55,10 @@ def family_of(model: nn.Module) -> ModelFamily:
     """
     if found := find_family(model):
         return found
+    own = ", ".join(family.module.__name__ for family in own_families())
     raise ModelError(
-        f"{type(model).__name__} is no model that loralab knows how to train or to ask: its own are T5 and GPT-2, and it takes "
-        "Transformers' classes. For a loop of your own, loralab.attach puts LoRA on any PyTorch model."
+        f"loralab can train and ask models of Transformers' classes and of its own ({own}); {type(model).__name__} is neither. "
+        "For a loop of your own, loralab.attach puts LoRA on any PyTorch model."
     )
 
 

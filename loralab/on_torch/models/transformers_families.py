@@ -7,6 +7,7 @@ are texts of a row apart).
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,9 +99,12 @@ class TransformersFamily(ModelFamily):
         (newer or model.gradient_checkpointing_enable)(checkpoint_settings())  # type: ignore[operator]
 
     def sharding_units(self, model: nn.Module) -> list[str]:
-        """Returns the modules that Transformers does not split over devices; where a class names none, its longest lists of layers."""
+        """Returns the modules that Transformers does not split over devices, but those that share a parameter with others; where a class
+        names none, its longest lists of layers."""
         if named := getattr(model, "_no_split_modules", None):
-            return modules_called(model, tuple(named))
+            everywhere = _uses(model)
+            units = modules_called(model, tuple(named))
+            return [unit for unit in units if _uses(model.get_submodule(unit)).items() <= everywhere.items()]
         stacks = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
         longest = max((len(stack) for _, stack in stacks), default=0)
         return [f"{name}.{place}" for name, stack in stacks if len(stack) == longest for place in range(longest)]
@@ -286,6 +290,11 @@ class TransformersClassifier(TransformersFamily):
 def _is_transformers(model: nn.Module) -> bool:
     """Tells a class of Transformers' without importing that library."""
     return any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__)
+
+
+def _uses(model: nn.Module) -> Counter[int]:
+    """How many modules hold each parameter."""
+    return Counter(id(each) for module in model.modules() for each in module.parameters(recurse=False))
 
 
 def _is_encoder_decoder(config: Mapping[str, Any]) -> bool:
