@@ -22,7 +22,7 @@ from loralab.on_torch.engine import MERGED_TOLERANCE
 from loralab.on_torch.generation.generate import generate_ids, pad
 from loralab.on_torch.loading.load import load_weights
 from loralab.on_torch.loading.random_init import write_model
-from loralab.on_torch.models.causal import inputs_of
+from loralab.on_torch.models.registry import family_of
 from loralab.on_torch.ops.dropout import set_dropout
 
 AS_PEERS = {torch.float32: 1e-4, torch.bfloat16: 6e-2}  # of the largest logit: sums in another order, bf16's 8 bits
@@ -71,7 +71,7 @@ def _check(
 def logits(model: nn.Module, work: Work) -> Tensor:
     """In fp32, of the tokens that are no padding."""
     model.eval()
-    given = inputs_of(model, work.ids, work.mask, work.labels)
+    given = family_of(model).inputs(model, work.ids, work.mask, work.labels)
     found: Tensor = model(**given).logits.float()
     return found if found.shape[1] == work.labels.shape[1] else found[given["attention_mask"].bool()]
 

@@ -7,25 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from loralab.models import bert, distilbert, gpt2, t5
+from loralab.models.architecture import Architecture
+
+ARCHITECTURES: dict[str, Architecture] = {
+    each.model_type: each for each in (t5.ARCHITECTURE, gpt2.ARCHITECTURE, bert.ARCHITECTURE, distilbert.ARCHITECTURE)
+}
 
 # The published sizes: model_type -> name, without its owner -> settings.
-SIZES: dict[str, Mapping[str, Any]] = {
-    "t5": t5.SIZES,
-    "gpt2": gpt2.SIZES,
-    "bert": bert.SIZES,
-    "distilbert": distilbert.SIZES,
-}
+SIZES: dict[str, Mapping[str, Any]] = {name: each.sizes for name, each in ARCHITECTURES.items()}
 
 # Where LoRA goes when a recipe names no rules, by Hugging Face's `model_type`.
-DEFAULT_RULES: dict[str, tuple[str, ...]] = {
-    "t5": t5.DEFAULT_RULES,
-    "gpt2": gpt2.DEFAULT_RULES,
-    "bert": bert.DEFAULT_RULES,
-    "distilbert": distilbert.DEFAULT_RULES,
-}
+DEFAULT_RULES: dict[str, tuple[str, ...]] = {name: each.default_rules for name, each in ARCHITECTURES.items()}
 
 # What a sequence classifier's head consists of; in other families it is what stands beside the encoder.
-HEADS: dict[str, tuple[str, ...]] = {"bert": bert.HEAD, "distilbert": distilbert.HEAD}
+HEADS: dict[str, tuple[str, ...]] = {name: each.head for name, each in ARCHITECTURES.items() if each.head}
 
 # And in any other family of Transformers': the queries and values of attention, under the first names that it has.
 ATTENTION_RULES: tuple[tuple[str, ...], ...] = (

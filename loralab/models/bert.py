@@ -3,6 +3,8 @@ https://arxiv.org/abs/1810.04805; the small ones Turc et al. 2019, https://arxiv
 
 from __future__ import annotations
 
+from loralab.models.architecture import Architecture
+
 DEFAULT_RULES = ("query", "key", "value")
 HEAD = ("bert.pooler", "classifier")  # of BertForSequenceClassification
 
@@ -23,3 +25,5 @@ SIZES: dict[str, dict[str, int]] = {
         ("MiniLM-L6-H384-uncased", 6, 384, 12),
     )
 }
+
+ARCHITECTURE = Architecture("bert", DEFAULT_RULES, SIZES, HEAD)

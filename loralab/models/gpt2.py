@@ -19,6 +19,7 @@ from typing import Any
 
 from loralab.config.model import ModelSizes
 from loralab.errors import ModelError, RecipeError, nearest
+from loralab.models.architecture import OwnArchitecture, SpecialTokens
 
 DEFAULT_RULES = ("c_attn",)
 
@@ -205,3 +206,23 @@ def names(config: GPT2Config) -> dict[str, str]:
     }
     ours = list(openai.values())
     return openai | {name: name for name in ours} | {name.removeprefix(PREFIX): name for name in ours} | {HEAD: HEAD}
+
+
+def _new(name: str, sizes: ModelSizes | None, vocabulary: int, tokens: SpecialTokens) -> GPT2Config:
+    if tokens.end is None:
+        raise ModelError(f"model.tokenizer {tokens.tokenizer}: it has no end token, and a GPT-2 needs one.")
+    start = tokens.end if tokens.start is None else tokens.start
+    return new_config(name, sizes, vocabulary, start, tokens.end, tokens.pad)
+
+
+ARCHITECTURE = OwnArchitecture(
+    model_type="gpt2",
+    default_rules=DEFAULT_RULES,
+    sizes=SIZES,
+    accepts=is_plain,
+    parse=parse_config,
+    as_json=config_json,
+    new=_new,
+    deviation=deviation,
+    vocabulary=50257,
+)

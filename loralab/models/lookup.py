@@ -11,14 +11,9 @@ from typing import Any
 from loralab import builtin_data
 from loralab import models as families
 from loralab.config.model import ModelSettings
-from loralab.errors import ModelError, nearest, nearest_file
+from loralab.errors import ModelError, RecipeError, nearest, nearest_file
+from loralab.models.architecture import OwnArchitecture, SpecialTokens
 from loralab.models.checkpoint_files import PACKAGE, model_folder
-from loralab.models.gpt2 import config_json as gpt2_json
-from loralab.models.gpt2 import is_plain
-from loralab.models.gpt2 import new_config as new_gpt2
-from loralab.models.gpt2 import parse_config as parse_gpt2
-from loralab.models.t5 import config_json as t5_json
-from loralab.models.t5 import new_config, parse_config
 
 CONFIG = "config.json"
 VOCABULARY, ROUND = (
@@ -26,7 +21,6 @@ VOCABULARY, ROUND = (
     64,
 )  # of a new tokenizer (data/tokenizer_training.py), and what it is rounded up to (on_torch/loading/random_init.py)
 HEAD_NOTE = "its name says more than that of the bare encoder: it is taken to bring a head of its own"
-CLASSIFIERS = ("bert", "distilbert")
 
 
 @dataclass(frozen=True)
@@ -38,9 +32,9 @@ class Base:
         config: the settings, as in a config.json.
         origin: where the settings are from, in words.
         labels: of a classifier, how many labels it has; None for a model that writes text.
-        published: whether loralab knows the family by heart (models/__init__.py); any other is Transformers' class.
+        published: loralab knows the architecture by heart (models/__init__.py); of any other its engine finds a class for the config.
         brings_head: of a classifier, whether its files have the head.
-        own_head: of a T5, whether the output matrix is separate from the embedding; None where the config decides.
+        own_head: the output matrix is separate from the embedding; None where the config decides.
     """
 
     family: str
@@ -74,15 +68,28 @@ def find_base(settings: ModelSettings, labels: int | None) -> Base:
     return _published(settings.name, labels)
 
 
+def architecture_named(name: str) -> OwnArchitecture:
+    """Returns the architecture of a new model of this name.
+
+    Raises:
+        RecipeError: no architecture that loralab builds itself has sizes of this name.
+    """
+    own = [each for each in families.ARCHITECTURES.values() if isinstance(each, OwnArchitecture)]
+    if found := next((each for each in own if each.has_sizes_of(name)), None):
+        return found
+    names = [known for each in own for known in (*each.sizes, each.model_type)]
+    raise RecipeError(
+        f"model.name {name!r} has no sizes to begin with at random. {nearest(name.rpartition('/')[2], names)}"
+    )
+
+
 def _random(settings: ModelSettings) -> Base:
-    """Of the recipe's sizes; the vocabulary of a tokenizer that is elsewhere is taken to be the family's own."""
-    origin, writes = "random weights, of the recipe's sizes", families.is_gpt2(settings.name)
-    own = 50257 if writes else 32128
-    tokens = settings.vocabulary or (VOCABULARY if settings.tokenizer == "train" else own)
+    """Of the recipe's sizes; the vocabulary of a tokenizer that is elsewhere is taken to be the architecture's own."""
+    found = architecture_named(settings.name)
+    tokens = settings.vocabulary or (VOCABULARY if settings.tokenizer == "train" else found.vocabulary)
     tokens = -(-tokens // ROUND) * ROUND
-    if writes:
-        return Base("gpt2", gpt2_json(new_gpt2(settings.name, settings.sizes, tokens, 0, 1, None)), origin)
-    return Base("t5", t5_json(new_config(settings.name, settings.sizes, tokens, 0, 1)), origin)
+    config = found.new(settings.name, settings.sizes, tokens, SpecialTokens(start=0, end=1, pad=0))
+    return Base(found.model_type, found.as_json(config), "random weights, of the recipe's sizes")
 
 
 def _published(name: str, labels: int | None) -> Base:
@@ -96,10 +103,9 @@ def _published(name: str, labels: int | None) -> Base:
         )
     origin = f"the published sizes of {found}"
     config, family = families.SIZES[known[found]][found], known[found]
-    if family == "t5":
-        return Base("t5", t5_json(config), origin)
-    if family == "gpt2":
-        return Base("gpt2", gpt2_json(config), origin)
+    architecture = families.ARCHITECTURES[family]
+    if isinstance(architecture, OwnArchitecture):
+        return Base(family, architecture.as_json(config), origin)
     base = _encoder({"model_type": family, **config}, labels, origin, brings_head=short != found)
     return replace(base, origin=f"{origin}; {HEAD_NOTE}") if base.brings_head else base
 
@@ -111,26 +117,29 @@ def _of_file(file: Path, labels: int | None) -> Base:
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file} is no model's config: it has to be JSON with a model_type.") from error
     origin, kind = str(file), str((config.get("architectures") or [""])[0])
-    if family == "t5" and labels is None:
-        return Base("t5", t5_json(parse_config(config)), origin, own_head=_has_own_head(file.parent))
-    if family == "gpt2" and labels is None and is_plain(config):
-        return Base("gpt2", gpt2_json(parse_gpt2(config)), origin)
-    if family in CLASSIFIERS and labels is not None:
+    architecture = families.ARCHITECTURES.get(family)
+    if isinstance(architecture, OwnArchitecture):
+        if labels is None and architecture.accepts(config):
+            settings = architecture.as_json(architecture.parse(config))
+            return Base(family, settings, origin, own_head=_has_own_head(architecture, file.parent))
+    elif architecture is not None and labels is not None:
         named = len(config.get("id2label") or {}) or int(config.get("num_labels") or 2)
         return _encoder(config, labels, origin, kind.endswith("ForSequenceClassification") and named == labels)
     return Base(family, config, origin, labels, published=False)
 
 
-def _has_own_head(folder: Path) -> bool | None:
-    """Whether the weights beside a T5's config have an output matrix of their own; None without weights."""
+def _has_own_head(architecture: OwnArchitecture, folder: Path) -> bool | None:
+    """Says if the weights beside a config have an output matrix of their own; None without weights, and where the config decides."""
+    if architecture.has_own_head is None:
+        return None
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        return "lm_head.weight" in json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return architecture.has_own_head(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     if not (folder / "model.safetensors").exists():
         return None
     with (folder / "model.safetensors").open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        return "lm_head.weight" in json.loads(file.read(length))
+        return architecture.has_own_head(json.loads(file.read(length)))
 
 
 def _encoder(config: Mapping[str, Any], labels: int | None, origin: str, brings_head: bool) -> Base:

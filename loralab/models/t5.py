@@ -25,6 +25,7 @@ from typing import Any
 
 from loralab.config.model import ModelSizes
 from loralab.errors import ModelError, RecipeError, nearest
+from loralab.models.architecture import OwnArchitecture, SpecialTokens
 
 DEFAULT_RULES = ("q", "v")
 
@@ -65,6 +66,14 @@ class T5Config:
     def gated(self) -> bool:
         """Whether the feed-forward layer is v1.1's gated GELU."""
         return self.feed_forward_proj == "gated-gelu"
+
+
+CLASS = "T5ForConditionalGeneration"
+
+
+def is_plain(raw: Mapping[str, Any]) -> bool:
+    """Tells a config.json of a T5 that writes."""
+    return raw.get("model_type") == "t5" and CLASS in (raw.get("architectures") or [CLASS])
 
 
 FEED_FORWARDS = ("relu", "gated-gelu")
@@ -236,8 +245,30 @@ def deviation(name: str, config: T5Config) -> float | None:
 def config_json(config: T5Config) -> dict[str, Any]:
     """The settings as Hugging Face's config.json has them."""
     return {
-        "architectures": ["T5ForConditionalGeneration"],
+        "architectures": [CLASS],
         "model_type": config.model_type,
         "is_encoder_decoder": True,
         **asdict(config),
     }
+
+
+def _new(name: str, sizes: ModelSizes | None, vocabulary: int, tokens: SpecialTokens) -> T5Config:
+    if tokens.pad is None or tokens.end is None:
+        raise ModelError(
+            f"model.tokenizer {tokens.tokenizer}: it has no padding token or no end token, and a T5 needs both."
+        )
+    return new_config(name, sizes, vocabulary, tokens.pad, tokens.end)
+
+
+ARCHITECTURE = OwnArchitecture(
+    model_type="t5",
+    default_rules=DEFAULT_RULES,
+    sizes=SIZES,
+    accepts=is_plain,
+    parse=parse_config,
+    as_json=config_json,
+    new=_new,
+    deviation=deviation,
+    vocabulary=32128,
+    has_own_head=lambda names: "lm_head.weight" in names,
+)

@@ -27,9 +27,10 @@ from loralab.metrics.labels import Labels
 from loralab.on_torch.adapters.adapter_io import load_adapter
 from loralab.on_torch.adapters.base import quantization_of, size, storage_in_words
 from loralab.on_torch.generation.generate import generate_ids
-from loralab.on_torch.loading.classifier import label_losses, stored_labels
+from loralab.on_torch.loading.classifier import stored_labels
 from loralab.on_torch.loading.load import save_model
 from loralab.on_torch.loading.recipe_base import RecipeBase
+from loralab.on_torch.models.classifier import label_losses
 from loralab.on_torch.models.heads import head_in_words
 from loralab.on_torch.models.output import IGNORED
 from loralab.on_torch.ops.onednn_linear import prepacked_weights

@@ -164,7 +164,7 @@ def label_count(recipe: Recipe) -> int | None:
 def _origin(recipe: Recipe, base: Base) -> str:
     if base.published:
         return f"{recipe.model.name}: {base.origin}"
-    return f"{base.origin}: Transformers' class, built without numbers"
+    return f"{base.origin}: a class for this config, built without numbers"
 
 
 def _facts(name: str, method: str, sizes: Sizes) -> dict[str, Any]:

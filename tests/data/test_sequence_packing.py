@@ -27,7 +27,7 @@ from loralab.errors import ModelError
 from loralab.metrics.compression import AFTER, ALONE, xz_bits_per_byte
 from loralab.models.gpt2 import GPT2Config
 from loralab.on_torch.models.gpt2 import GPT2
-from loralab.on_torch.training import sequence_packing as packed
+from loralab.on_torch.models.registry import family_of
 
 LENGTH = 32
 
@@ -157,6 +157,10 @@ def packed_rows() -> tuple[Tensor, Tensor, Tensor]:
     return ids, documents, following.masked_fill(documents < 0, -100)
 
 
+def packed_losses(model: nn.Module, ids: Tensor, documents: Tensor, following: Tensor) -> Tensor:
+    return family_of(model).token_losses(model, ids, torch.ones_like(ids), following, documents=documents)
+
+
 def embeddings(model: nn.Module) -> nn.Module:
     return model.transformer.wte if isinstance(model, GPT2) else model.get_input_embeddings()
 
@@ -166,7 +170,7 @@ def test_no_token_sees_another_text(model: nn.Module) -> None:
     caught: list[Tensor] = []
     embeddings(model).register_forward_hook(lambda _, __, output: caught.append(output))
     ids, documents, following = packed_rows()
-    losses = packed.token_losses(model, ids, documents, following)
+    losses = packed_losses(model, ids, documents, following)
     row_of, own = (following != -100).nonzero()[:, 0], documents[following != -100]
     for row, text in ((0, 0), (0, 1), (0, 2), (1, 0)):
         (gradient,) = torch.autograd.grad(losses[(row_of == row) & (own == text)].sum(), caught[-1], retain_graph=True)
@@ -179,15 +183,15 @@ def test_no_token_sees_another_text(model: nn.Module) -> None:
 def test_packed_losses_are_those_of_each_text_alone(model: nn.Module) -> None:
     ids, documents, following = packed_rows()
     alone = [
-        packed.token_losses(
+        packed_losses(
             model, ids[row][mine][None], torch.zeros(1, int(mine.sum()), dtype=torch.long), following[row][mine][None]
         )
         for row in range(2)
         for text in range(3)
         if (mine := documents[row] == text).any()
     ]
-    torch.testing.assert_close(packed.token_losses(model, ids, documents, following), torch.cat(alone))
-    packed.check_supports_packing(model, 28)
+    torch.testing.assert_close(packed_losses(model, ids, documents, following), torch.cat(alone))
+    family_of(model).check_packing(model, 28)
 
 
 def test_a_model_that_cannot_pack_is_refused() -> None:
@@ -196,7 +200,7 @@ def test_a_model_that_cannot_pack_is_refused() -> None:
     with pytest.raises(
         ModelError, match=r"BloomForCausalLM cannot keep packed texts apart.*Set data\.packing to false"
     ):
-        packed.check_supports_packing(bloom, 28)
+        family_of(bloom).check_packing(bloom, 28)
 
 
 def test_a_batch_says_which_text_each_token_is_of(split: PackedSplit) -> None:

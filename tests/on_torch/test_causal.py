@@ -29,11 +29,11 @@ from transformers import (
 from loralab import LoRASpec, attach
 from loralab.errors import ModelError
 from loralab.on_torch.loading.supported_models import check_looks_back
-from loralab.on_torch.models.causal import head_is_last, inputs_of, join, positions
+from loralab.on_torch.models.causal import head_is_last, join
+from loralab.on_torch.models.registry import family_of
 from loralab.on_torch.training.diagnose import first_not_finite
 from loralab.on_torch.training.forward import token_losses
 from loralab.on_torch.training.loss import CHUNK
-from loralab.on_torch.training.set_trainable import checkpoint_activations
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
@@ -134,7 +134,7 @@ def test_loras_gradients_are_transformers(model: nn.Module, recompute: bool) -> 
     expected = gradients(model, theirs(model))
     assert len(expected) == 2 * len(adapter.updates)
     if recompute:
-        checkpoint_activations(model.train())
+        family_of(model).checkpoint_activations(model.train())
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -195,14 +195,17 @@ def test_padding_changes_nothing(model: nn.Module) -> None:
 
 def test_a_module_that_breaks_is_named() -> None:
     model = MODELS["llama"]()
-    assert first_not_finite(model, [inputs_of(model, *rows())]) == "The forward pass is finite; the gradient is not."
+    assert (
+        first_not_finite(model, [family_of(model).inputs(model, *rows())])
+        == "The forward pass is finite; the gradient is not."
+    )
     hook = model.get_submodule("model.layers.1.mlp").register_forward_hook(lambda _, __, output: output * float("inf"))
-    assert "model.layers.1.mlp." in first_not_finite(model, [inputs_of(model, *rows())])
+    assert "model.layers.1.mlp." in first_not_finite(model, [family_of(model).inputs(model, *rows())])
     hook.remove()
 
 
 def test_positions_are_the_configs(model: nn.Module) -> None:
-    assert positions(model) == 40
+    assert family_of(model).positions(model, tokenizer=None) == 40
 
 
 def test_a_model_that_sees_what_follows_is_refused(model: nn.Module) -> None:

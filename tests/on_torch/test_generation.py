@@ -21,10 +21,10 @@ from transformers import T5ForConditionalGeneration
 
 from loralab import LoRASpec, UserError, attach, load_model
 from loralab.config.generation import Decoding
-from loralab.on_torch.generation.decode import begin
 from loralab.on_torch.generation.generate import generate, generate_ids, pad
 from loralab.on_torch.loading.load import load_weights
 from loralab.on_torch.models import kv_cache as written
+from loralab.on_torch.models.registry import family_of
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.models.t5_decoding import start
 
@@ -215,7 +215,7 @@ def test_steps_in_bf16(make: Any, beams: int, bags: bool, tmp_path: Path, monkey
 
     with torch.no_grad():
         exact, rounded = map(in_one_pass, models)
-        memory = begin(models[1], ids, mask, steps, beams)
+        memory = family_of(models[1]).start_decoding(models[1], ids, mask, steps, beams)
         stepwise = torch.stack([memory.next_logits(targets[:, step]) for step in range(steps)], 1)
     assert (stepwise - exact).norm() < 1.5 * (rounded - exact).norm()
 

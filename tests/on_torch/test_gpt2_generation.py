@@ -18,9 +18,9 @@ from loralab.config.generation import Decoding
 from loralab.data.stop_sequences import Stops, final_part, truncate_at_stop
 from loralab.inference.generate import NO_DATA, GenerateRequest, run_request
 from loralab.inference.text_generator import TextGenerator
-from loralab.on_torch.generation.decode import begin
 from loralab.on_torch.generation.generate import generate_ids, pad
 from loralab.on_torch.models.gpt2 import GPT2
+from loralab.on_torch.models.registry import family_of
 from loralab.runs.find_saved_model import find_saved_model
 
 NEW = 12
@@ -104,7 +104,7 @@ def test_a_cache_in_use_gives_the_logits_of_one_pass(beams: int, models: tuple[G
     """Rows of 1 to 22 tokens, beams in new orders, and prompts that leave."""
     mine, steps = models[0], 5
     ids, mask = pad(prompts(8), 0, CPU, "left")
-    memory = begin(mine, ids, mask, steps, beams)
+    memory = family_of(mine).start_decoding(mine, ids, mask, steps, beams)
     whole, real = (x.repeat_interleave(beams, 0) for x in (ids, mask))
     stay = torch.arange(8) % 3 != 0
     for step in range(steps):
@@ -132,7 +132,7 @@ def test_a_row_is_answered_the_same_in_any_company(
 
 
 def test_a_prompts_keys_and_values_are_never_copied_for_a_beam(models: tuple[GPT2, GPT2LMHeadModel]) -> None:
-    memory: Any = begin(models[0], *pad(prompts(3), 0, CPU, "left"), 6, beams=4)
+    memory: Any = family_of(models[0]).start_decoding(models[0], *pad(prompts(3), 0, CPU, "left"), 6, beams=4)
     assert all(each.values.shape == (3, 4, 6, 8) for each in memory.shared), "6 of the 7 tokens"
     assert all(each.values.shape == (12, 4, 64, 8) for each in memory.own), "only what is written"
 

@@ -18,8 +18,9 @@ from loralab import LoRASpec, attach
 from loralab.errors import ModelError
 from loralab.models.t5 import T5Config, config_json
 from loralab.on_torch.adapters import merge
-from loralab.on_torch.loading import load
 from loralab.on_torch.loading.load import load_weights
+from loralab.on_torch.loading.weights import read_weights
+from loralab.on_torch.models import own_family, t5_family
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.quantization import quantize
 from loralab.on_torch.quantization.quantize import Quantization
@@ -56,8 +57,8 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("something was loaded")
 
-    monkeypatch.setattr(load, "T5", never)
-    monkeypatch.setattr(load, "read_weights", never)
+    monkeypatch.setattr(t5_family, "T5", never)
+    monkeypatch.setattr(own_family, "read_weights", never)
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", never)
 
 
@@ -178,7 +179,7 @@ def test_loading_takes_little_more_than_the_model(case: str, tmp_path: Path, mon
     model = load_weights(folder, torch.bfloat16, CPU, Quantization(kind))
     peak.append(anonymous())
     final = sum(tensor.nbytes for tensor in model.state_dict().values())
-    sizes = [tensor.nbytes for _, tensor in load.read_weights(folder)]
+    sizes = [tensor.nbytes for _, tensor in read_weights(folder)]
     parts = (
         32 * quantize.ROWS
     )  # bytes: fp32 copies of the part that is being packed, and the heap's holes; of fixed size

@@ -19,13 +19,13 @@ from loralab.config.training import OptimizerSettings
 from loralab.data.batches import Batch
 from loralab.on_torch.engine import TorchEngine, open_engine
 from loralab.on_torch.loading.load import load_weights
+from loralab.on_torch.models.registry import family_of
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.training import loss as loss_module
 from loralab.on_torch.training.diagnose import first_not_finite
 from loralab.on_torch.training.forward import inputs_of
 from loralab.on_torch.training.loss import token_losses
 from loralab.on_torch.training.optimizer import Optimizer
-from loralab.on_torch.training.set_trainable import checkpoint_activations
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_recomputed_activations_give_the_same_gradients(method: str, tmp_path: P
                 for update in adapter.updates.values():
                     update.B.fill_(0.1)
         if recompute:
-            checkpoint_activations(model)
+            family_of(model).checkpoint_activations(model)
         torch.manual_seed(3)
         ids, labels = torch.randint(2, 120, (4, 30)), torch.randint(2, 120, (4, 10))
         loss, kept = kept_numbers(model, ids, labels)

@@ -29,12 +29,12 @@ from loralab.models.t5 import T5Config
 from loralab.models.t5 import config_json as t5_json
 from loralab.on_torch.adapters.attach import attach
 from loralab.on_torch.models.gpt2 import GPT2
+from loralab.on_torch.models.registry import family_of
 from loralab.on_torch.models.t5 import T5
 from loralab.on_torch.ops.dropout import set_dropout
 from loralab.on_torch.profiling.meter import Meter
 from loralab.on_torch.training.forward import token_losses
 from loralab.on_torch.training.optimizer import Optimizer
-from loralab.on_torch.training.set_trainable import checkpoint_activations
 
 
 @dataclass
@@ -150,7 +150,7 @@ def real_steps(case: Case) -> Steps:
             )  # our embeddings begin without values, and no step is taken where the loss is none
     set_dropout(model, case.rate)
     if case.settings.checkpointing:
-        checkpoint_activations(model)
+        family_of(model).checkpoint_activations(model)
     if case.spec is None:
         parameters = list(model.parameters())
     else:

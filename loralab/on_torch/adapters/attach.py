@@ -41,6 +41,7 @@ from loralab.on_torch.adapters.base import (
 from loralab.on_torch.adapters.describe import adapter_table
 from loralab.on_torch.adapters.lora import AdaptedModule, DropoutMasks, LoRAWeights, wrap
 from loralab.on_torch.adapters.selection import selected, trained_whole
+from loralab.on_torch.models.registry import find_family
 from loralab.on_torch.ops.linear import dense_weight, is_linear, is_transposed, write_dense_weight
 
 
@@ -294,15 +295,12 @@ class Adapter:
 
 def task_type(model: nn.Module, tuned: Iterable[str]) -> str | None:
     """PEFT's name for what the model does. Under SEQ_CLS it expects the whole head in the file, so without it it is None."""
-    if ours := getattr(model, "peft_task", None):
-        return str(ours)
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):  # PEFT asks for the method
-        return "SEQ_2_SEQ_LM" if hasattr(model, "prepare_inputs_for_generation") else None
-    kind = type(model).__name__
-    if kind.endswith("ForSequenceClassification"):
+    family = find_family(model)
+    task = None if family is None else family.peft_task(model)
+    if task == "SEQ_CLS":
         head = {name for name in base_parameters(model) if re.match(r"((pre_)?classifier|score)\.", name)}
-        return "SEQ_CLS" if head and head <= set(tuned) else None
-    return "CAUSAL_LM" if kind.endswith(("ForCausalLM", "LMHeadModel")) else None
+        return task if head and head <= set(tuned) else None
+    return task
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Base and adapter as one plain model in a folder: sums in fp32, rounded once to the dtype that the base has on disk.
 
-The base is read from its own full-precision files, whatever the adapter was trained on. Of a T5 one shard at a
-time is in memory, so that a model may be larger than that.
+The base is read from its own full-precision files, whatever the adapter was trained on. Where files have
+each parameter as it is (a T5's), one shard at a time is in memory, so that a model may be larger than that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loralab.on_torch.adapters.attach import Adapter
 from loralab.on_torch.adapters.base import base_parameters, plain_modules
 from loralab.on_torch.loading.classifier import fitted_labels, load_classifier, stored_labels
 from loralab.on_torch.loading.load import load_weights, save_model
-from loralab.on_torch.models.t5 import T5
+from loralab.on_torch.models.registry import family_of
 from loralab.on_torch.ops.linear import dense_weight, is_transposed
 
 SHARD = 5 * 10**9  # bytes: what Transformers takes
@@ -41,7 +41,7 @@ def merge_folder(base: str, adapter: Path, out: Path) -> str:
     loaded = load_adapter(model, adapter)
     tokenizer = load_tokenizer(adapter if (adapter / "tokenizer_config.json").exists() else folder)
     with whole_folder(out) as part:
-        if isinstance(model, T5):
+        if family_of(model).files_hold_parameters:
             write_merged(loaded, part)
             copy_configs(folder, part, dtype)
             tokenizer.save_pretrained(part)

@@ -10,6 +10,7 @@ from loralab.config.lora import LoRASpec
 from loralab.errors import TargetError
 from loralab.models import ATTENTION_RULES, DEFAULT_RULES
 from loralab.on_torch.adapters.base import describe_modules, model_type
+from loralab.on_torch.models.registry import find_family
 from loralab.on_torch.ops.linear import QuantizedLinear, is_wrappable
 
 
@@ -32,7 +33,9 @@ def selected(model: nn.Module, spec: LoRASpec, modules: dict[str, nn.Module]) ->
 
 def _default_rules(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, ...] | None:
     """The family's, or those of attention in a model of Transformers'."""
-    kind = model_type(model)
+    family, kind = find_family(model), model_type(model)
+    if family is not None and family.default_rules:
+        return family.default_rules
     if not kind or kind in DEFAULT_RULES:
         return DEFAULT_RULES.get(kind)
     leaves = {name.rpartition(".")[2] for name, module in modules.items() if is_wrappable(module)}

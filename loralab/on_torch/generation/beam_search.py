@@ -16,28 +16,27 @@ from torch import Tensor
 
 from loralab.config.generation import Decoding, until
 from loralab.data.stop_sequences import Stops
-from loralab.on_torch.generation.decode import LEAVING, begin
+from loralab.on_torch.generation.decode import LEAVING, DecoderState
 from loralab.on_torch.generation.sampling import penalised
-from loralab.on_torch.models.gpt2 import GPT2
-from loralab.on_torch.models.t5 import T5
 
 NEVER = -1e9  # the score of what must not be chosen; Transformers' number, as sums with it may be compared
 
 
 @torch.inference_mode()
 def beam_search(
-    model: T5 | GPT2, input_ids: Tensor, attention_mask: Tensor, decoding: Decoding, stops: Stops | None = None
+    memory: DecoderState, ends: tuple[int, ...], decoding: Decoding, stops: Stops | None = None
 ) -> list[list[int]]:
     """The best finished hypothesis of each source, as ids without the end token.
 
     Args:
-        input_ids, attention_mask: [B, S], padded on the right, or on the left for GPT-2.
+        memory: of the sources, which have been read, with `decoding.beams` hypotheses of each.
+        ends: tokens that end a text.
         stops: texts with which a hypothesis ends too; it keeps the token that completes one.
     """
-    memory = begin(model, input_ids, attention_mask, decoding.max_new_tokens, decoding.beams)
-    beams = Beams(memory.context, model.ends, decoding, stops)
-    answers = input_ids.new_full((len(input_ids), decoding.max_new_tokens), model.ends[0])
-    rows = torch.arange(len(input_ids), device=input_ids.device)
+    sources, device = len(memory.context), memory.context.device
+    beams = Beams(memory.context, ends, decoding, stops)
+    answers = memory.context.new_full((sources, decoding.max_new_tokens), ends[0])
+    rows = torch.arange(sources, device=device)
     ended = torch.zeros_like(rows, dtype=torch.bool)
     while True:
         logits = memory.next_logits(beams.last().flatten())
@@ -46,7 +45,7 @@ def beam_search(
         answers[rows[just]] = beams.finished[just, 0, beams.begun :]
         ended |= just
         if (count := int(ended.sum())) == len(ended):
-            return [until(answer, model.ends) for answer in answers.tolist()]
+            return [until(answer, ends) for answer in answers.tolist()]
         if count * LEAVING >= len(ended):
             memory.keep(~ended)
             beams.keep(~ended)

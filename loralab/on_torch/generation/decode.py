@@ -1,4 +1,4 @@
-"""Writing with our own models: greedy or by draws, a batch at a time. beam_search.py searches.
+"""Writing with modules of loralab's own: greedy or by draws, a batch at a time. beam_search.py searches.
 
 The source is read once. A row that has ended leaves the batch, together with others: each leaving copies the cache.
 """
@@ -14,9 +14,6 @@ from torch import Tensor
 from loralab.config.generation import Decoding, until
 from loralab.data.stop_sequences import Stops
 from loralab.on_torch.generation.sampling import Draws, penalised
-from loralab.on_torch.models import gpt2_decoding, t5_decoding
-from loralab.on_torch.models.gpt2 import GPT2
-from loralab.on_torch.models.t5 import T5
 
 LEAVING = 8  # one in so many rows of a batch must have ended before they leave
 
@@ -39,19 +36,14 @@ class DecoderState(Protocol):
     def reorder(self, hypotheses: Tensor) -> None:
         """Puts at each place the hypothesis of this number, [N]; they are of the same source."""
 
-
-def begin(model: T5 | GPT2, input_ids: Tensor, attention_mask: Tensor, max_length: int, beams: int = 1) -> DecoderState:
-    """Reads the sources [B, S], after which up to `max_length` tokens can be written."""
-    if isinstance(model, T5):
-        return t5_decoding.start(model, input_ids, attention_mask, max_length, beams)
-    return gpt2_decoding.Cache(model, input_ids, attention_mask, beams)
+    def grow(self, tokens: int) -> None:
+        """Becomes as large as if so many tokens had been written, without their numbers: a plan's way to the last token."""
 
 
 @torch.inference_mode()
 def decode(
-    model: T5 | GPT2,
-    input_ids: Tensor,
-    attention_mask: Tensor,
+    memory: DecoderState,
+    ends: Sequence[int],
     decoding: Decoding,
     rows: Sequence[int],
     on_token: Callable[[int], None] | None = None,
@@ -60,18 +52,18 @@ def decode(
     """Answers to a batch, as ids without the end token.
 
     Args:
-        input_ids, attention_mask: [B, S], padded on the right, or on the left for GPT-2.
+        memory: of the sources, which have been read.
+        ends: tokens that end a text.
         rows: the places of these sources in the whole call, of which their draws are made.
         on_token: hears each token as it is written; for a batch of one.
         stops: texts with which an answer ends too; it keeps the token that completes one.
     """
-    end, ends = model.ends[0], torch.tensor(model.ends, device=input_ids.device)
-    memory = begin(model, input_ids, attention_mask, decoding.max_new_tokens)
+    count, begun, device = *memory.context.shape, memory.context.device
+    end, all_ends = ends[0], torch.tensor(ends, device=device)
     draws = Draws(decoding, rows) if decoding.sample else None
-    begun = memory.context.shape[1]
-    room = memory.context.new_full((len(input_ids), decoding.max_new_tokens), end)
+    room = memory.context.new_full((count, decoding.max_new_tokens), end)
     written = torch.cat([memory.context, room], 1)
-    open_rows = torch.arange(len(input_ids), device=input_ids.device)
+    open_rows = torch.arange(count, device=device)
     ended = torch.zeros_like(open_rows, dtype=torch.bool)
     for step in range(decoding.max_new_tokens):
         place = begun + step
@@ -79,7 +71,7 @@ def decode(
         logits = penalised(logits, written[open_rows, :place], decoding.repetition_penalty)
         tokens = likeliest(logits) if draws is None else draws(logits, open_rows, step)
         written[open_rows, place] = tokens.masked_fill(ended, end)
-        ended |= torch.isin(tokens, ends)
+        ended |= torch.isin(tokens, all_ends)
         if on_token is not None and not ended[0]:
             on_token(int(tokens[0]))
         if stops is not None:
@@ -90,7 +82,7 @@ def decode(
         if count * LEAVING >= len(ended):
             memory.keep(~ended)
             open_rows, ended = open_rows[~ended], ended[~ended]
-    return [until(row, model.ends) for row in written[:, begun:].tolist()]
+    return [until(row, ends) for row in written[:, begun:].tolist()]
 
 
 def likeliest(logits_NV: Tensor) -> Tensor:

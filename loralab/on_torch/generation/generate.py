@@ -1,12 +1,13 @@
-"""Writing text: sources are sorted into batches of like length; each model is asked in its own way.
+"""Writing text: sources are sorted into batches of like length; each is answered as the model's family writes.
 
-Our T5 and GPT-2 write by decode.py and beam_search.py, every other model by its own `generate` (transformers_generate.py).
+Modules of loralab's own write by decode.py and beam_search.py, classes of Transformers' by their own `generate`
+(transformers_generate.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,7 @@ from torch import Tensor, nn
 from loralab.config.generation import TOKENS_PER_BATCH, Decoding, decoding_of, refuse_one_text
 from loralab.data.stop_sequences import Stops, truncate_at_stop
 from loralab.errors import UserError
-from loralab.on_torch.generation.beam_search import beam_search
-from loralab.on_torch.generation.decode import decode
-from loralab.on_torch.generation.transformers_generate import transformers_decode
-from loralab.on_torch.models.gpt2 import GPT2
-from loralab.on_torch.models.t5 import T5
+from loralab.on_torch.models.registry import family_of
 from loralab.on_torch.ops.onednn_linear import prepacked_weights
 
 if TYPE_CHECKING:
@@ -42,17 +39,24 @@ def generate_ids(
         stops: texts with which an answer ends; it keeps the token that completes one.
     """
     assert on_token is None or (len(sources) == 1 and decoding.beams == 1)
-    check_generation_length(model, sources, decoding)
+    family = family_of(model)
+    check_generation_length(family.generation_limit(model), sources, decoding)
     was_training = model.training
     model.eval()
     answers: list[list[int]] = [[] for _ in sources]
+
+    def write(rows: Sequence[int]) -> list[list[int]]:
+        batch, device = [sources[row] for row in rows], next(model.parameters()).device
+        ids, mask = pad(batch, pad_id, device, "left" if family.causal else "right")
+        return family.write(model, ids, mask, decoding, rows, on_token, stops)
+
     order = sorted(range(len(sources)), key=lambda row: len(sources[row]), reverse=True)
     with prepacked_weights(model):
         while order:
             room = len(sources[order[0]]) + decoding.beams * decoding.max_new_tokens
             count = max(1, TOKENS_PER_BATCH // room)
             rows, order = order[:count], order[count:]
-            for row, tokens in zip(rows, _answer(model, sources, rows, decoding, pad_id, on_token, stops), strict=True):
+            for row, tokens in zip(rows, write(rows), strict=True):
                 answers[row] = tokens
             if on_done is not None:
                 on_done(len(sources) - len(order))
@@ -60,41 +64,25 @@ def generate_ids(
     return answers
 
 
-def check_generation_length(model: nn.Module, sources: Sequence[Sequence[int]], decoding: Decoding) -> None:
-    """Raises UserError where a source has no tokens, or our GPT-2 has fewer positions than a source and its answer may need."""
+def check_generation_length(positions: int | None, sources: Sequence[Sequence[int]], decoding: Decoding) -> None:
+    """Raises UserError where a source has no tokens, or a source and its answer may need more positions than there are.
+
+    Args:
+        positions: of the model; None where there is no bound.
+    """
     for number, source in enumerate(sources, 1):
         if not source:
             raise UserError(f"Text number {number} has no tokens: there is nothing to go on from. Give a word or more.")
-    if not isinstance(model, GPT2):
+    if positions is None:
         return
     longest = max(range(len(sources)), key=lambda row: len(sources[row]), default=None)
-    positions, new = model.config.n_positions, decoding.max_new_tokens
+    new = decoding.max_new_tokens
     if longest is not None and len(sources[longest]) + new > positions:
         length = len(sources[longest])
         raise UserError(
             f"Text number {longest + 1} has {length} tokens, and with max_new_tokens {new} that is {length + new}: more than the "
             f"{positions} positions of this model. Shorten the text, or lower max_new_tokens."
         )
-
-
-def _answer(
-    model: nn.Module,
-    sources: Sequence[Sequence[int]],
-    rows: Sequence[int],
-    decoding: Decoding,
-    pad_id: int,
-    on_token: Callable[[int], None] | None,
-    stops: Stops | None,
-) -> list[list[int]]:
-    """Answers to one batch."""
-    batch, device = [sources[row] for row in rows], next(model.parameters()).device
-    side: Any = "right" if model.config.is_encoder_decoder else "left"  # type: ignore[union-attr]
-    ids, mask = pad(batch, pad_id, device, side)
-    if not isinstance(model, T5 | GPT2):
-        return transformers_decode(model, ids, mask, decoding, rows, on_token, stops)
-    if decoding.beams > 1:
-        return beam_search(model, ids, mask, decoding, stops)
-    return decode(model, ids, mask, decoding, rows, on_token, stops)
 
 
 def pad(

@@ -27,14 +27,15 @@ def transformers_decode(
     attention_mask: Tensor,
     decoding: Decoding,
     rows: Sequence[int],
+    begun: int,
     on_token: Heard | None = None,
     stops: Stops | None = None,
 ) -> list[list[int]]:
-    """Answers to a batch, as ids without the prompt, the start and the end token; for the arguments see `decode`.
+    """Answers to a batch, as ids without the prompt, the start and the end token; for the arguments see ModelFamily.write.
 
-    A model that is no encoder-decoder takes its batch padded on the left.
+    Args:
+        begun: tokens of a row before its answer: the start token, or a prompt.
     """
-    begun = 1 if model.config.is_encoder_decoder else input_ids.shape[1]
     with _settings_of_its_own_aside(model) as ends:
         output = model.generate(
             input_ids=input_ids,

@@ -1,38 +1,28 @@
-"""Transformers' sequence classifiers: from a base with or without a head to a model with the data's labels; losses.
-
-B  rows        C  labels
-"""
+"""Transformers' sequence classifiers: from a base with or without a head to a model with the data's labels."""
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from loralab.adapters import files
 from loralab.errors import ModelError
 from loralab.metrics.labels import Labels, RegressionOutput, aligned
 from loralab.models.checkpoint_files import read_config, weight_files
 from loralab.models.pretrained import from_pretrained
-from loralab.on_torch.loading.load import quiet_transformers
+from loralab.on_torch.loading.weights import quiet_transformers
+from loralab.on_torch.models.classifier import MULTI, REGRESSION
 from loralab.on_torch.models.heads import head_parameters
 from loralab.on_torch.ops.onednn_linear import by_onednn
 from loralab.on_torch.quantization.quantize import Quantization, load_quantized
-from loralab.on_torch.training.loss import log_probabilities, smoothed
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-MULTI, SINGLE, REGRESSION = "multi_label_classification", "single_label_classification", "regression"
 # The matrix that gives the logits: of a single layer, or of a head of several, as RoBERTa's and BART's.
 LAST_OF_HEAD = re.compile(r"(^|\.)(classifier|score|out_proj)\.weight$")
-NO_BOUND = 10**9  # what tokenizers say that know no longest text
 
 
 def base_labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -164,65 +154,3 @@ def _start_anew(model: nn.Module, head: set[str]) -> None:
     for name, parameter in model.named_parameters():
         if name in head:
             parameter.normal_(0, sigma) if parameter.ndim > 1 else parameter.zero_()
-
-
-def prepare_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Decoders look for the last token that is no padding: they must know which token that is."""
-    config: Any = model.config
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id
-
-
-def positions(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The longest text in tokens; None where there is no bound. RoBERTa's kin counts positions from its padding's number on."""
-    config: Any = model.config
-    number = getattr(config, "max_position_embeddings", None)
-    shifted = re.search("roberta|camembert|longformer|mpnet|esm", str(config.model_type)) is not None
-    bounds = (
-        [] if not isinstance(number, int) or number <= 0 else [number - (config.pad_token_id + 1 if shifted else 0)]
-    )
-    bounds += [tokenizer.model_max_length] if tokenizer.model_max_length < NO_BOUND else []
-    return min(bounds, default=None)
-
-
-def logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor | None = None) -> Tensor:
-    """[B, C] in fp32. `token_types`: [B, S], of pairs of texts."""
-    types = {} if token_types is None or not takes_token_types(model) else {"token_type_ids": token_types}
-    found: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
-    return found.float()
-
-
-def takes_token_types(model: nn.Module) -> bool:
-    """Tells whether a model can be told which of two texts a token is of; DistilBERT and RoBERTa cannot."""
-    known = "token_type_ids" in inspect.signature(model.forward).parameters
-    return known and getattr(model.config, "type_vocab_size", 2) > 1
-
-
-def label_losses(logits_BC: Tensor, labels: Tensor, problem_type: str = SINGLE, smoothing: float = 0.0) -> Tensor:
-    """The losses that Transformers means by a problem type.
-
-    Returns:
-        [B], cross-entropy in nats against labels [B, 1]; or, of several labels, [B · C], each one's against labels [B, C] of
-        0 and 1; or, of a regression, [B], squared errors against numbers [B, 1].
-    """
-    if problem_type == REGRESSION:
-        return (logits_BC[:, 0] - labels[:, 0].to(logits_BC.dtype)) ** 2
-    if problem_type == SINGLE:
-        return smoothed(log_probabilities(logits_BC), labels[:, 0], smoothing)
-    wanted = labels.to(logits_BC.dtype) * (1 - smoothing) + smoothing / 2
-    return F.binary_cross_entropy_with_logits(logits_BC, wanted, reduction="none").flatten()
-
-
-def token_losses(
-    model: nn.Module,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    labels: Tensor,
-    smoothing: float = 0.0,
-    token_types: Tensor | None = None,
-) -> Tensor:
-    """The losses of these rows, row by row."""
-    kind = str(model.config.problem_type or SINGLE)  # type: ignore[union-attr]
-    return label_losses(logits(model, input_ids, attention_mask, token_types), labels, kind, smoothing)

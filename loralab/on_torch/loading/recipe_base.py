@@ -10,14 +10,14 @@ from loralab.config.recipe import Recipe
 from loralab.data.chat_template import Chat
 from loralab.metrics.labels import Labels
 from loralab.models.checkpoint_files import load_tokenizer, model_folder
-from loralab.on_torch.loading import classifier
 from loralab.on_torch.loading.classifier import fitted_labels, load_classifier
 from loralab.on_torch.loading.device import choose_device, choose_dtype
-from loralab.on_torch.loading.load import check_vocabulary, load_weights
+from loralab.on_torch.loading.load import load_weights
 from loralab.on_torch.loading.supported_models import check_looks_back, check_supported
-from loralab.on_torch.models import causal
+from loralab.on_torch.models.causal import CausalFamily
+from loralab.on_torch.models.classifier import prepare_padding
+from loralab.on_torch.models.registry import family_of
 from loralab.on_torch.quantization.quantize import quantization
-from loralab.on_torch.training import sequence_packing
 from loralab.tasks import task_of
 
 
@@ -60,17 +60,16 @@ class RecipeBase:
             ModelError: the files are damaged or do not belong together, or the model sees later tokens.
         """
         model = self.read(self.folder)
-        if self.labels is None:
-            check_vocabulary(model, self.tokenizer, self.folder)
-            self.causal, self.positions = causal.is_causal(model), causal.positions(model)
-        else:
-            classifier.prepare_padding(model, self.tokenizer)
-            self.positions = classifier.positions(model, self.tokenizer)
+        family = family_of(model)
+        family.check_vocabulary(model, self.tokenizer, self.folder)
+        if family.classifies:
+            prepare_padding(model, self.tokenizer)
+        self.causal, self.positions = family.causal, family.positions(model, self.tokenizer)
         self.prompt = self.task.prompt(self.tokenizer, self.causal, self.labels)
-        if self.causal:
+        if isinstance(family, CausalFamily):
             check_looks_back(model)
             if (longest := self.task.packed_length) is not None:
-                sequence_packing.check_supports_packing(model, min(longest, self.positions or longest))
+                family.check_packing(model, min(longest, self.positions or longest))
         self.set_special_tokens(model)
         return model
 
@@ -88,10 +87,8 @@ class RecipeBase:
 
     def set_special_tokens(self, model: nn.Module) -> None:
         """Tells a model which token ends an answer, and a classifier which one is padding."""
-        if self.causal:
-            causal.stop_at(model, self.prompt.end if isinstance(self.prompt, Chat) else self.tokenizer.eos_token_id)
-        if self.labels is not None:
-            classifier.prepare_padding(model, self.tokenizer)
+        end = self.prompt.end if isinstance(self.prompt, Chat) else self.tokenizer.eos_token_id
+        family_of(model).set_special_tokens(model, self.tokenizer, end)
 
     @property
     def dtype_name(self) -> str:

@@ -16,7 +16,9 @@ from torch import nn
 from loralab.errors import ModelError, nearest
 from loralab.models.checkpoint_files import read_config
 from loralab.models.pretrained import refuse_code
-from loralab.on_torch.models.causal import without_cache
+from loralab.on_torch.models.causal import CausalFamily
+from loralab.on_torch.models.own_family import OwnFamily
+from loralab.on_torch.models.registry import family_for, family_of
 
 # Keys of config.json that models of pictures and of sound have.
 SENSES = ("vision_config", "image_size", "patch_size", "num_channels", "audio_config", "num_mel_bins", "conv_kernel")
@@ -41,7 +43,7 @@ def check_supported(folder: Path, classify: bool = False) -> None:
     if classify:
         return _check_classifier(folder, str(config.get("model_type")))
     names = config.get("architectures") or ["T5ForConditionalGeneration" if config.get("model_type") == "t5" else ""]
-    if names[0] in _writers():
+    if isinstance(family_for(config, classifies=False), OwnFamily) or names[0] in _writers():
         return
     raise ModelError(
         f"{folder} is a {names[0] or 'model without a class in its config.json'}, which recipes cannot train: "
@@ -97,8 +99,10 @@ def _instead(model_type: str) -> str:
 @torch.no_grad()
 def check_looks_back(model: nn.Module) -> None:
     """Raises ModelError where a decoder-only model sees later tokens (a BERT without `is_decoder`), which would tell it the answer."""
+    family = family_of(model)
+    assert isinstance(family, CausalFamily)
     ids = torch.tensor([[0, 1], [0, 2]], device=next(model.parameters()).device)
-    first, second = model(input_ids=ids, attention_mask=torch.ones_like(ids), **without_cache(model)).logits[:, 0]
+    first, second = model(**family.joined_inputs(model, ids, torch.ones_like(ids))).logits[:, 0]
     if not torch.allclose(first, second, atol=1e-3 * float(first.abs().max())):
         raise ModelError(
             f"{type(model).__name__} sees the tokens that follow, so that it would read each target instead of learning it. "

@@ -11,6 +11,7 @@ with the predicting states alone, through a hook on it: whatever class the model
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from loralab.on_torch.models.gpt2 import GPT2
+from loralab.on_torch.models.family import ModelFamily
 from loralab.on_torch.models.output import IGNORED
 from loralab.on_torch.ops.onednn_linear import Linear
 from loralab.on_torch.training import loss
@@ -27,28 +28,75 @@ from loralab.on_torch.training import loss
 _PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def is_causal(model: nn.Module) -> bool:
-    """Whether source and target are one sequence to it."""
-    return not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+class CausalFamily(ModelFamily):
+    """What decoder-only models have in common: rows are joined, and a row may hold several texts."""
+
+    causal = True
+
+    @abstractmethod
+    def joined_inputs(
+        self, model: nn.Module, ids: Tensor, mask: Tensor | None, documents: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Returns what the model's forward takes to give logits for joined rows, without remembering keys and values.
+
+        Args:
+            ids, mask: [B, L], padded on the right.
+            documents: [B, L], of rows of several texts the number of each token's text, negative in the padding; in the place of a mask.
+        """
+
+    @abstractmethod
+    def joined_losses(
+        self,
+        model: nn.Module,
+        ids: Tensor,
+        mask: Tensor | None,
+        following: Tensor,
+        smoothing: float = 0.0,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the cross-entropy in nats of what follows each place, [N], row by row.
+
+        Args:
+            following: [B, L], the token that each place predicts; -100 where that counts for nothing.
+            ids, mask, documents: as in `joined_inputs`.
+        """
+
+    def check_packing(self, model: nn.Module, length: int) -> None:
+        """Raises ModelError where a text's logits depend on what stands before it in a row of `length` tokens."""
+
+    def inputs(
+        self,
+        model: nn.Module,
+        ids: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        documents: Tensor | None = None,
+        token_types: Tensor | None = None,
+    ) -> dict[str, Any]:
+        if documents is not None:
+            return self.joined_inputs(model, ids, None, _of_several_texts(documents))
+        ids, mask, _ = join(ids, mask, labels)
+        return self.joined_inputs(model, ids, mask)
+
+    def token_losses(
+        self,
+        model: nn.Module,
+        ids: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        smoothing: float = 0.0,
+        documents: Tensor | None = None,
+        token_types: Tensor | None = None,
+    ) -> Tensor:
+        if documents is not None:
+            return self.joined_losses(model, ids, None, labels, smoothing, _of_several_texts(documents))
+        ids, mask, following = join(ids, mask, labels)
+        return self.joined_losses(model, ids, mask, following, smoothing)
 
 
-def positions(model: nn.Module) -> int | None:
-    """How many tokens it can tell apart by their place; None where there is no bound."""
-    config: Any = model.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    number = getattr(config, "max_position_embeddings", None)
-    return number if isinstance(number, int) and number > 0 else None
-
-
-def stop_at(model: nn.Module, token: int | None) -> None:
-    """Makes the model's own `generate` stop at this token too, also after it has been saved."""
-    if isinstance(model, GPT2):
-        model.ends = tuple(dict.fromkeys([*model.ends, *([] if token is None else [token])]))
-        return
-    config: Any = model.generation_config
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if token not in ends:
-        config.eos_token_id = [*(end for end in ends if end is not None), token]
+def _of_several_texts(documents: Tensor) -> Tensor | None:
+    """The same, or None where each row is one text: padding stands on the right, where no token looks."""
+    return documents if bool((documents > 0).any()) else None
 
 
 def join(source_ids: Tensor, source_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,29 +115,6 @@ def join(source_ids: Tensor, source_mask: Tensor, labels: Tensor) -> tuple[Tenso
     following = torch.full_like(tokens, IGNORED)
     following[:, :-1] = tokens[:, 1:].masked_fill(~learnt[:, 1:], IGNORED)
     return tokens.masked_fill(~real, 0), real.long(), following
-
-
-def inputs_of(model: nn.Module, source_ids: Tensor, source_mask: Tensor, labels: Tensor) -> dict[str, Any]:
-    """What the model's forward takes, of either kind, to give logits for these rows."""
-    if is_causal(model):
-        ids, mask, _ = join(source_ids, source_mask, labels)
-        return {"input_ids": ids, "attention_mask": mask, **without_cache(model)}
-    return {"input_ids": source_ids, "attention_mask": source_mask, "labels": labels}
-
-
-def without_cache(model: nn.Module) -> dict[str, bool]:
-    """What keeps a model's forward from remembering keys and values; ours never does."""
-    return {} if isinstance(model, GPT2) else {"use_cache": False}
-
-
-def token_losses(
-    model: nn.Module, source_ids: Tensor, source_mask: Tensor, labels: Tensor, smoothing: float = 0.0
-) -> Tensor:
-    """Cross-entropy in nats of each real target token, [N], row by row."""
-    ids, mask, following = join(source_ids, source_mask, labels)
-    if isinstance(model, GPT2):
-        return model.token_losses(ids, mask, following, smoothing)
-    return losses_at(model, following, smoothing, input_ids=ids, attention_mask=mask, use_cache=False)
 
 
 def losses_at(model: nn.Module, following: Tensor, smoothing: float, **inputs: Any) -> Tensor:

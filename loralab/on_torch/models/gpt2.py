@@ -116,7 +116,6 @@ class Transformer(nn.Module):
 class GPT2(nn.Module):
     """GPT2LMHeadModel. `forward` is Hugging Face's; training uses `token_losses`, generation gpt2_decoding.py."""
 
-    peft_task = "CAUSAL_LM"
     turned = TURNED
 
     @property

@@ -69,6 +69,11 @@ class Cache:
             return beside_prompt(q_NH1E, self.shared[index], self.own[index], self.bias, bias)
         return self.own[index].attend(q_NH1E, bias)
 
+    def grow(self, tokens: int) -> None:
+        """Becomes as large as if so many tokens had been written."""
+        for place, own in enumerate(self.own):
+            self.own[place] = own.grown(tokens)
+
     def keep(self, sources: Tensor) -> None:
         """Drops every prompt but these, with all its hypotheses."""
         hypotheses = hypotheses_of(sources, len(self.positions_N), self.beams)

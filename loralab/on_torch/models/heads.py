@@ -12,8 +12,8 @@ from loralab.models import HEADS
 POOLER = "pooler"  # of the encoder, and yet a part of the head
 
 
-def is_classifier(model: nn.Module) -> bool:
-    """Whether it is one of Transformers' sequence classifiers."""
+def has_label_head(model: nn.Module) -> bool:
+    """Tells a sequence classifier of Transformers', by the name of its class."""
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
@@ -22,7 +22,7 @@ def head_modules(model: nn.Module) -> tuple[str, ...]:
 
     Those of a known family are data; any other's are all beside the encoder, and the encoder's pooler.
     """
-    if not is_classifier(model):
+    if not has_label_head(model):
         return ()
     kind = str(model.config.model_type)  # type: ignore[union-attr]
     if kind in HEADS:

@@ -61,6 +61,12 @@ class KVCache:
         """Drops every row but these."""
         self.keys, self.values = self.keys[rows], self.values[rows]
 
+    def grown(self, positions: int) -> KVCache:
+        """Returns a cache of so many positions more, of which no number is known."""
+        rows, heads, _, size = self.values.shape
+        filled = self.values.new_empty(rows, heads, self.length + positions, size)
+        return KVCache(filled, filled)
+
     @torch.no_grad()
     def reorder(self, rows: Tensor) -> None:
         """Puts at each place the row of this number, [N]."""

@@ -10,7 +10,7 @@ Shapes:  B batch   S source length   T target length   Q, K lengths of queries a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -40,6 +40,22 @@ class Block(nn.Module):
         super().__init__()
         cross = [CrossAttentionLayer(config)] if decoder else []
         self.layer = nn.ModuleList([SelfAttentionLayer(config, first), *cross, FeedForwardLayer(config)])
+
+    def forward(
+        self,
+        add: Callable[..., Tensor],
+        x_BQD: Tensor,
+        bias: Tensor,
+        encoded_BSD: Tensor | None = None,
+        cross_bias_B11S: Tensor | None = None,
+    ) -> Tensor:
+        """The stream after the block; `add` is the stack's, `bias` that of self-attention, and a decoder's block has a source."""
+        self_attention, *cross_attention, feed_forward = self.layer
+        x_BQD = add(self_attention, x_BQD, bias)
+        for cross in cross_attention:
+            keys_values = cross.EncDecAttention.keys_values(encoded_BSD)  # type: ignore[operator, union-attr]
+            x_BQD = add(cross, x_BQD, keys_values, cross_bias_B11S)
+        return add(feed_forward, x_BQD)
 
 
 class Stack(nn.Module):
@@ -84,9 +100,8 @@ class Encoder(Stack):
         bias = self.position_bias(positions_S, positions_S)
         bias_BHSS = bias if bias_B11S is None else bias + bias_B11S
         x_BSD = self.dropout(x_BSD)
-        for self_attention, feed_forward in self.layers():
-            x_BSD = self.add(self_attention, x_BSD, bias_BHSS)
-            x_BSD = self.add(feed_forward, x_BSD)
+        for block in self.block:
+            x_BSD = block(self.add, x_BSD, bias_BHSS)
         return self.dropout(self.final_layer_norm(x_BSD))
 
 
@@ -99,18 +114,13 @@ class Decoder(Stack):
         bias_1HTT = self.position_bias(positions_T, positions_T)
         bias_1HTT = bias_1HTT.masked_fill(future_TT, torch.finfo(bias_1HTT.dtype).min)
         x_BTD = self.dropout(x_BTD)
-        for self_attention, cross_attention, feed_forward in self.layers():
-            x_BTD = self.add(self_attention, x_BTD, bias_1HTT)
-            keys_values = cross_attention.EncDecAttention.keys_values(encoded_BSD)
-            x_BTD = self.add(cross_attention, x_BTD, keys_values, cross_bias_B11S)
-            x_BTD = self.add(feed_forward, x_BTD)
+        for block in self.block:
+            x_BTD = block(self.add, x_BTD, bias_1HTT, encoded_BSD, cross_bias_B11S)
         return self.dropout(self.final_layer_norm(x_BTD))
 
 
 class T5(nn.Module):
     """T5ForConditionalGeneration. `forward` is Hugging Face's; training uses `token_losses`, generation t5_decoding.py."""
-
-    peft_task = "SEQ_2_SEQ_LM"
 
     def __init__(self, config: T5Config, own_head: bool | None = None) -> None:
         """`own_head`: a separate output matrix; by default where the config unties it (a checkpoint's file decides when loading)."""

@@ -47,6 +47,11 @@ class Cache:
         """Of the next position towards itself and those before it, [1, H, 1, R]."""
         return hide_end(self.bias_1H1L[..., -self.own[0].length - 1 :])
 
+    def grow(self, tokens: int) -> None:
+        """Becomes as large as if so many tokens had been written."""
+        for place, own in enumerate(self.own):
+            self.own[place] = own.grown(tokens)
+
     def keep(self, sources: Tensor) -> None:
         """Drops every source but these, with all its hypotheses."""
         for each in self.cross:

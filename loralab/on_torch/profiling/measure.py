@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from loralab.config.recipe import Recipe
 from loralab.engine import BatchShape, StepSettings
 from loralab.models.lookup import Base
-from loralab.on_torch.loading.classifier import label_losses
+from loralab.on_torch.models.classifier import label_losses
 from loralab.on_torch.models.heads import head_parameters
 from loralab.on_torch.profiling.build import build
 from loralab.on_torch.profiling.meter import Meter

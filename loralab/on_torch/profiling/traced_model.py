@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,15 @@ from loralab.models import HEADS
 from loralab.models.lookup import Base
 from loralab.on_torch.adapters.attach import Adapter
 from loralab.on_torch.adapters.base import base_parameters, plain_modules, size
-from loralab.on_torch.loading.classifier import label_losses
-from loralab.on_torch.models import causal
-from loralab.on_torch.models.gpt2 import GPT2
-from loralab.on_torch.models.heads import head_parameters, is_classifier
-from loralab.on_torch.models.t5 import T5
+from loralab.on_torch.models.causal import CausalFamily
+from loralab.on_torch.models.classifier import label_losses
+from loralab.on_torch.models.heads import head_parameters
+from loralab.on_torch.models.registry import family_of
 from loralab.on_torch.ops.linear import dense_shape
 from loralab.on_torch.profiling.build import META, build
 from loralab.on_torch.profiling.inference import answer, answered
 from loralab.on_torch.profiling.meta_trace import Trace, tracing
 from loralab.on_torch.quantization.quantize import load_settled, modules_to_quantize, quantization
-from loralab.on_torch.training import sequence_packing as packed
 from loralab.on_torch.training.forward import token_losses
 from loralab.on_torch.training.frozen_prefix import FrozenEncoder, encoder_of
 from loralab.on_torch.training.loss import CHUNK
@@ -98,14 +97,15 @@ class TracedModel:
             base_parameters=size(model),
             matrices=[dense_shape(each) for each in packed],
             saved={} if adapter is None else dict(_saved(adapter, modules)),
-            causal=not is_classifier(model) and causal.is_causal(model),
+            causal=family_of(model).causal,
             positions=_positions(model),
         )
 
     def _step_cost(self, settings: StepSettings, shapes: tuple[BatchShape, ...], first: bool) -> StepCost:
         model, adapter = self.prepared(settings.dtype, settings.quantize, settings.checkpointing)
         trained = _trained(model, adapter)
-        _try_head(model)
+        with tracing(Trace([], "cpu")):
+            family_of(model).run_once_before_training(model)
         trace, weights = self._trace(model, adapter, settings)
         held, activations, alike = trace.live, 0, len(shapes) > 1 and len(set(shapes)) == 1
         with tracing(trace):
@@ -199,13 +199,6 @@ class TracedModel:
         return trace.flops
 
 
-def _try_head(model: nn.Module) -> None:
-    """Lets a decoder of Transformers' try its head, as the first of all steps does, so that no later one does."""
-    if not is_classifier(model) and causal.is_causal(model) and not isinstance(model, GPT2):
-        with tracing(Trace([], "cpu")):
-            causal.head_is_last(model)
-
-
 def _whole(rows: int, width: int) -> Tensor:
     """Integers without numbers."""
     return torch.empty(rows, width, dtype=torch.long, device=META)
@@ -213,16 +206,15 @@ def _whole(rows: int, width: int) -> Tensor:
 
 def _text_loss(model: nn.Module, shape: BatchShape, ids: Tensor, mask: Tensor) -> Tensor:
     """Of a model that writes. A decoder's source and target are joined here, as how long they are together needs no numbers."""
-    if not causal.is_causal(model):
-        return token_losses(model, ids, mask, _whole(shape.rows, shape.target)).sum()
+    family = family_of(model)
+    if not isinstance(family, CausalFamily):
+        return family.token_losses(model, ids, mask, _whole(shape.rows, shape.target)).sum()
     del ids, mask
     length = shape.source + shape.target
     ids, mask, following = (_whole(shape.rows, length) for _ in range(3))
     if shape.packed:
-        return packed.token_losses(model, ids, mask, following).sum()
-    if isinstance(model, GPT2):
-        return model.token_losses(ids, mask, following).sum()
-    return causal.losses_at(model, following, 0.0, input_ids=ids, attention_mask=mask, use_cache=False).sum()
+        return family.token_losses(model, ids, mask, following, documents=mask).sum()
+    return family.joined_losses(model, ids, mask, following).sum()
 
 
 def _trained(model: nn.Module, adapter: Adapter | None) -> list[nn.Parameter]:
@@ -257,16 +249,14 @@ def _widen_gradients(trained: Sequence[Tensor]) -> None:
 
 def _widest_logits(model: nn.Module, shapes: Sequence[BatchShape]) -> int:
     """Bytes of the logits that are there at one time."""
-    tokens, config = max(shape.target_tokens for shape in shapes), model.config
-    if is_classifier(model):
-        return min(tokens, CHUNK) * int(config.num_labels) * FLOAT  # type: ignore[union-attr, arg-type]
-    in_chunks = isinstance(model, T5) or causal.is_causal(model)
-    return (min(tokens, CHUNK) if in_chunks else tokens) * int(config.vocab_size) * FLOAT  # type: ignore[union-attr, arg-type]
+    tokens, family = max(shape.target_tokens for shape in shapes), family_of(model)
+    width: Any = model.config.num_labels if family.classifies else model.config.vocab_size  # type: ignore[union-attr]
+    return (min(tokens, CHUNK) if family.logits_in_chunks else tokens) * int(width) * FLOAT
 
 
 def _positions(model: nn.Module) -> int | None:
     """Tokens of the longest row of a classifier; None for any other, and where positions are not learnt."""
-    if not is_classifier(model):
+    if not family_of(model).classifies:
         return None
     tables = [m for name, m in plain_modules(model).items() if name.endswith("position_embeddings")]
     return min((table.num_embeddings for table in tables if isinstance(table, nn.Embedding)), default=None)

@@ -3,33 +3,22 @@
 Our GPT-2 is told which text each token is of. Transformers' classes tell it from positions that do not go on by one; those
 that do not are found out before the training, and refused.
 
-    B rows   S tokens of a row   N learnt tokens of a batch
+    B rows   S tokens of a row   V vocabulary
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from loralab.errors import ModelError
-from loralab.on_torch.models import causal
-from loralab.on_torch.models.gpt2 import GPT2
 
 TIGHT = 1e-3  # of the largest logit: the same sums
 LOOSE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # sums in another order, rounded to 8 bits in bf16
 SHORT = 4  # tokens of the second text that is tried
-
-
-def inputs_of(model: nn.Module, ids_BS: Tensor, documents_BS: Tensor) -> dict[str, Any]:
-    """What the model's forward takes to give logits for these rows; padding stands on the right, where no token looks."""
-    inputs: dict[str, Any] = {"input_ids": ids_BS, **causal.without_cache(model)}
-    if not bool((documents_BS > 0).any()):  # one text a row
-        return inputs
-    if isinstance(model, GPT2):
-        return inputs | {"document_ids": documents_BS}
-    return inputs | {"position_ids": positions_of(documents_BS)}
 
 
 def positions_of(documents_BS: Tensor) -> Tensor:
@@ -40,24 +29,18 @@ def positions_of(documents_BS: Tensor) -> Tensor:
     return places_S - (places_S * begins_BS).cummax(1).values
 
 
-def token_losses(
-    model: nn.Module, ids_BS: Tensor, documents_BS: Tensor, following_BS: Tensor, smoothing: float = 0.0
-) -> Tensor:
-    """Cross-entropy in nats of each learnt token, [N], row by row; `following_BS` is -100 where nothing is learnt."""
-    inputs = inputs_of(model, ids_BS, documents_BS)
-    if isinstance(model, GPT2):
-        documents = inputs.get("document_ids")
-        return model.token_losses(ids_BS, None, following_BS, smoothing, document_ids=documents)
-    return causal.losses_at(model, following_BS, smoothing, **inputs)
-
-
 @torch.no_grad()
-def check_supports_packing(model: nn.Module, length: int) -> None:
+def check_texts_apart(
+    model: nn.Module, inputs_of: Callable[[Tensor, Tensor | None], dict[str, Any]], length: int
+) -> None:
     """Raises ModelError where a text's logits depend on what stands before it in its row, or on where it stands.
 
     Two texts that fill a row of `length` tokens are tried, the first long enough to tell a sliding window.
+
+    Args:
+        inputs_of: (ids, numbers of their texts or None for one) -> what the model's forward takes.
     """
-    if isinstance(model, GPT2) or length <= SHORT:
+    if length <= SHORT:
         return
     generator = torch.Generator().manual_seed(0)
     vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[operator]
@@ -66,10 +49,9 @@ def check_supports_packing(model: nn.Module, length: int) -> None:
     documents_2S = torch.zeros_like(ids_2S)
     documents_2S[:, -SHORT:] = 1
     try:
-        logits_2SV = model(**inputs_of(model, ids_2S, documents_2S)).logits.float()
+        logits_2SV = model(**inputs_of(ids_2S, documents_2S)).logits.float()
         long, short = (
-            model(input_ids=part, use_cache=False).logits[0].float()
-            for part in (ids_2S[:1, :-SHORT], ids_2S[:1, -SHORT:])
+            model(**inputs_of(part, None)).logits[0].float() for part in (ids_2S[:1, :-SHORT], ids_2S[:1, -SHORT:])
         )
     except TypeError:  # it takes no positions
         raise ModelError(_refusal(model)) from None

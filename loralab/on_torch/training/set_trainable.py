@@ -19,11 +19,9 @@ from loralab.adapters import files
 from loralab.config.recipe import Recipe
 from loralab.on_torch.adapters.adapter_io import continue_from, fill_from, load_adapter, read_compatible
 from loralab.on_torch.adapters.attach import Adapter, attach, attachment_for, install
-from loralab.on_torch.models.gpt2 import GPT2
 from loralab.on_torch.models.heads import head_modules, head_parameters
-from loralab.on_torch.models.t5 import T5
+from loralab.on_torch.models.registry import family_of
 from loralab.on_torch.ops.dropout import set_dropout
-from loralab.on_torch.ops.random_streams import checkpoint_settings
 
 
 def set_trainable(
@@ -39,7 +37,7 @@ def set_trainable(
     if recipe.model.dropout is not None:
         set_dropout(model, recipe.model.dropout)
     if recipe.training.gradient_checkpointing:
-        checkpoint_activations(model)
+        family_of(model).checkpoint_activations(model)
     model.requires_grad_(method == "full")
     if method == "full" and start is not None:
         model = load_adapter(model, start).merge()
@@ -92,14 +90,3 @@ def _freeze(adapter: Adapter, model: nn.Module, recipe: Recipe, fresh: Sequence[
         update.requires_grad_(method == "lora")
     for name, parameter in adapter.tuned.items():
         parameter.requires_grad_(trains_head if name in head else method == "lora")
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Makes the model compute its activations again in the backward pass instead of keeping them."""
-    if isinstance(model, T5):
-        model.encoder.checkpointing = model.decoder.checkpointing = True
-    elif isinstance(model, GPT2):
-        model.transformer.checkpointing = True
-    else:
-        newer = getattr(model, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
-        (newer or model.gradient_checkpointing_enable)(checkpoint_settings())  # type: ignore[operator]
