@@ -45,7 +45,7 @@ check: setup ## style, types, spelling, the rules about imports, and the documen
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/codespell
-	$(BIN)/pytest -q -m "not slow" tests/project/test_imports.py tests/project/test_documents.py tests/project/test_links.py tests/project/test_notebook.py tests/project/test_public_names.py
+	$(BIN)/pytest -q -m "not slow" tests/project/test_imports.py tests/project/test_documents.py tests/project/test_links.py tests/project/test_docstrings.py tests/project/test_notebook.py tests/project/test_public_names.py
 
 format: setup ## what can be put in style without a thought
 	$(BIN)/ruff check --fix

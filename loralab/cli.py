@@ -309,7 +309,7 @@ def _finish(result: dict[str, Any], as_json: bool, text: str) -> None:
 
 
 def _of_the_system(error: OSError) -> str | None:
-    """What the system refused, where it is about a file or a full disk; None of any other error."""
+    """Returns what the system refused, where it is about a file or a full disk; None of any other error."""
     if error.errno in FULL:
         return f"the disk is full ({error}). Make room; a run goes on with --resume."
     if error.filename is None:

@@ -1,4 +1,4 @@
-"""What the training loop, evaluation and the command line ask of an engine. Tensors stay behind this line.
+"""The engine's interface for the training loop, evaluation and the command line. Tensors stay behind it.
 
 An engine is one model with one way of training it: `open_engine` makes a fresh one, `load_engine` one from a finished
 run or an adapter.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step says of itself."""
+    """Result of one optimizer step."""
 
     loss: float
     """Mean over the step's target tokens, in nats, before the update."""
@@ -36,24 +36,24 @@ class Step:
 
 @dataclass(frozen=True)
 class SavedModelCheck:
-    """Whether what was saved is what was trained, measured on real rows right after training."""
+    """Result of comparing the saved model with the trained one, on real rows right after training."""
 
     reloaded_equal: bool
     """Base and adapter read again from disk give bit-identical logits."""
     merged_error: float | None
     """Largest difference between the logits with the adapter and those of the merged model, over the largest logit."""
     merged_tolerance: float | None
-    """What that may be in this dtype."""
+    """Largest error that is accepted in this dtype."""
 
 
 @dataclass
 class StepProfile:
-    """What was seen of one step."""
+    """FLOPs and memory of one step."""
 
     flops: int = 0
-    """Of matrix products."""
+    """FLOPs of matrix products."""
     peak_bytes: int = 0
-    """Of tensors, at one time."""
+    """Bytes of tensors, at one time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +65,19 @@ class BatchShape:
     target: int
     """Tokens of the longest row; of packed rows and of whole texts all tokens are target."""
     padded: bool = False
-    """Whether a source is shorter than the longest."""
+    """True if a source is shorter than the longest."""
     target_tokens: int = 0
     """Target tokens of all rows that are predicted, padding apart."""
     packed: bool = False
-    """Whether several texts stand side by side in a row."""
+    """True if several texts are packed in a row."""
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What of a recipe decides the memory of a step, and may be changed to fit a machine."""
+    """Settings of a recipe that decide the memory of a step and may be changed to fit a machine."""
 
     dtype: str
-    """Of weights and products: float32 or bfloat16."""
+    """Dtype of weights and products: float32 or bfloat16."""
     device: str
     """Kind of device: cpu, cuda or mps."""
     checkpointing: bool = False
@@ -87,10 +87,10 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one training step takes. Bytes are of tensors alone, without the process around them."""
+    """Cost of one training step. Bytes are of tensors alone, without the process around them."""
 
     flops: int
-    """Of matrix products."""
+    """FLOPs of matrix products."""
     weights: int
     adapter: int
     gradients: int
@@ -105,7 +105,7 @@ class StepCost:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model and of what a recipe trains of it, whatever the batch."""
+    """Counts and sizes of a model and of its trained part, for any batch."""
 
     trainable: int
     total: int
@@ -133,7 +133,7 @@ class TracedModel(Protocol):
 
     @property
     def trains_head_alone(self) -> bool:
-        """Whether steps run on stored states of a frozen encoder (training/feature_cache.py)."""
+        """Tells whether steps run on stored states of a frozen encoder (training/feature_cache.py)."""
 
     def step_cost(self, settings: StepSettings, shapes: Sequence[BatchShape], first: bool = False) -> StepCost:
         """Cost of one step of these batches, whose gradients are added up.
@@ -191,7 +191,7 @@ class Engine(TaskModel, Protocol):
         """Sees what runs inside computes and holds; it is filled in at the end."""
 
     def diagnose(self, batches: Sequence[Batch]) -> str:
-        """Which module first gives numbers that are not finite, in words."""
+        """Returns which module first gives numbers that are not finite, in words."""
 
     def save_state(self, file: Path) -> None:
         """Writes all that a later process needs to go on: what is trained, the optimizer, the random streams."""
@@ -206,7 +206,7 @@ class Engine(TaskModel, Protocol):
         """Computes what of these rows is the same in every epoch; `on_done` hears how many rows are done."""
 
     def generation_mode(self) -> AbstractContextManager[None]:
-        """What `generate` prepares of the weights, which inside do not change, is prepared once for all its calls."""
+        """Prepares the weights once for all calls of `generate` inside, where they do not change."""
 
     def save(self, folder: Path, card: dict[str, Any]) -> Path:
         """Writes what was trained below this folder; returns where."""

@@ -107,7 +107,7 @@ def nearest_file(path: Path) -> str:
 
 
 def invalid_settings(error: ValidationError) -> str:
-    """What is wrong with the values of a record's fields, in one line."""
+    """Returns what is wrong with the values of a record's fields, in one line."""
     return "; ".join(_explain(dict(mistake)) for mistake in error.errors())
 
 

@@ -1,4 +1,4 @@
-"""Whether an adapter from disk fits a base, whichever engine holds it: the base's weights, its modules, every shape."""
+"""Checks that an adapter from disk fits a base, in any engine: the base's weights, its modules, every shape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class BaseDescription:
-    """What an adapter has to fit."""
+    """The base that an adapter has to fit."""
 
     name: str
     maps: Mapping[str, Shape]
@@ -26,11 +26,11 @@ class BaseDescription:
     parameters: Mapping[str, Shape]
     """Every parameter under its name in Hugging Face's files, and its shape there."""
     fingerprint: Callable[[Iterable[str]], Fingerprint]
-    """That of the parameters of these names, as far as the base has them."""
+    """Fingerprint of the parameters of these names, as far as the base has them."""
     shared: Collection[str]
     """Parameters with a second use."""
     holds: Callable[[str, np.ndarray], bool]
-    """Whether the parameter of this name has these values, as far as its dtype can tell."""
+    """Tells whether the parameter of this name has these values, as far as its dtype can tell."""
 
 
 def check_compatibility(stored: AdapterFiles, base: BaseDescription, folder: str | Path) -> AdapterFiles:
@@ -55,7 +55,7 @@ def check_compatibility(stored: AdapterFiles, base: BaseDescription, folder: str
 
 
 def _is_copy(name: str, array: np.ndarray, stored: AdapterFiles, base: BaseDescription) -> bool:
-    """Whether this is an embedding or head as the base has it, which no setting trains: PEFT's `save_embedding_layers`."""
+    """Tells whether this is an embedding or head as the base has it, which no setting trains: PEFT's `save_embedding_layers`."""
     if not name.endswith(".weight") or any(f".{module}." in f".{name}" for module in stored.spec.modules_to_save):
         return False
     names = [name] if name in base.parameters else base.shared  # a tied head has no name of its own in every model

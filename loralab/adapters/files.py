@@ -48,15 +48,15 @@ class AdapterFiles:
     tuned: Arrays
     """Parameters of the base that the adapter replaces whole, by their names in the base."""
     embeddings: frozenset[str] = frozenset()
-    """Which of the updated modules are embeddings."""
+    """Names of the updated modules that are embeddings."""
     transposed: bool = False
-    """Whether updated modules store their weight as [in, out] (GPT-2)."""
+    """True if updated modules store their weight as [in, out] (GPT-2)."""
     base_name: str | None = None
     task_type: str | None = None
     targets: tuple[str, ...] | str | None = None
     """PEFT's `target_modules` as read: suffixes, or one regular expression. None when writing: they are worked out from the updates."""
     card: dict[str, Any] = field(default_factory=dict)
-    """What stands in loralab.json; empty for an adapter made elsewhere."""
+    """Content of loralab.json; empty for an adapter made elsewhere."""
 
 
 # Writing
@@ -205,7 +205,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def _holds_samples(fingerprint: object) -> bool:
-    """Whether it is a fingerprint (fingerprint.py), or none."""
+    """Tells whether it is a fingerprint (fingerprint.py), or none."""
     if not isinstance(fingerprint, dict):
         return fingerprint is None
     return all(isinstance(each, dict) and {"shape", "values"} <= each.keys() for each in fingerprint.values())
@@ -228,7 +228,7 @@ def _to_float32(tensor: Mapping[str, Any]) -> np.ndarray:
 
 
 def missing_modules(adapter: AdapterFiles, names: Iterable[str]) -> list[str]:
-    """Of the wrappable modules of a base, those that `target_modules` selects and the file has nothing for. PEFT gives no LoRA to
+    """Returns the wrappable modules of a base that `target_modules` selects and the file has nothing for. PEFT gives no LoRA to
     what it trains whole."""
     if adapter.targets is None or not adapter.targets:
         return []

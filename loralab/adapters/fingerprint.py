@@ -53,7 +53,7 @@ def spread(names: Sequence[str], count: int) -> list[str]:
 
 
 def difference(stored: Fingerprint, current: Fingerprint) -> str | None:
-    """What tells two fingerprints apart, in words, or None where they agree."""
+    """Returns what tells two fingerprints apart, in words, or None where they agree."""
     if unknown := sorted(set(stored) - set(current)):
         return f"the base has no weight {unknown[0]!r}"
     for name, sample in stored.items():

@@ -29,7 +29,7 @@ HEADS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """What a rule may know of a module: its dotted name, its class, and whether LoRA can wrap it."""
+    """Facts about a module that rules can use: its dotted name, its class, and whether LoRA can wrap it."""
 
     name: str
     kind: str
@@ -144,7 +144,7 @@ def _matches(rule: str, module: Module) -> bool:
 
 
 def matches(rule: str, name: str) -> bool:
-    """Whether a rule (other than `all-linear`) selects a module of this dotted name."""
+    """Tells whether a rule (other than `all-linear`) selects a module of this dotted name."""
     if rule.startswith("re:"):
         return _full_match(rule[3:], name)
     if any(sign in rule for sign in "*?["):

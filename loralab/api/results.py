@@ -1,4 +1,4 @@
-"""What the functions of Python return. A notebook shows each with its tables and pictures; `print` shows what a command prints."""
+"""Results of the Python functions. A notebook shows each with its tables and pictures; `print` shows what a command prints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Metric:
     """The ends of the 95 % interval; None where there is none."""
     high: float | None = None
     p_vs_first: float | None = None
-    """Of the difference from the first system on the same rows."""
+    """P-value of the difference from the first system on the same rows."""
 
     def __float__(self) -> float:
         return self.value
@@ -64,7 +64,7 @@ class TrainingRun(Shown):
     metrics: Mapping[str, Metric]
     steps: int
     seconds: float
-    """Of the steps."""
+    """Time of the steps."""
     tokens_per_second: float
     record: Mapping[str, Any] = field(repr=False)
     """All that record.json holds."""
@@ -86,7 +86,7 @@ class ComparedRow:
     """Parameters that were trained, and below those of the whole."""
     total: int
     seconds: float
-    """Of the steps, the mean of all seeds."""
+    """Time of the steps, the mean of all seeds."""
     peak_memory_bytes: int
     failed: bool
 
@@ -121,10 +121,10 @@ class Evaluation(Shown):
 
 @dataclass(frozen=True)
 class Plan(Shown):
-    """What the variants of a recipe will cost."""
+    """Predicted cost of a recipe's variants."""
 
     variants: Sequence[Mapping[str, Any]]
-    """Of each variant what `loralab plan --json` prints: trainable, total, flops_per_step, memory_bytes, …"""
+    """For each variant, as `loralab plan --json` prints it: trainable, total, flops_per_step, memory_bytes, …"""
     found: Mapping[str, Any] = field(repr=False)
 
 

@@ -1,4 +1,4 @@
-"""What needs no network: data sets that every Python carries, and bases that come with loralab, each in a folder here.
+"""Data sets and bases that need no network: data sets that every Python carries, and bases that come with loralab, each in a folder here.
 
     stdlib.py (source files, and the split of each module) ──> docstrings.py (pairs), by definitions.py (functions and classes)
                                                           └──> corpus.py (whole texts, with those of installed packages)
@@ -58,7 +58,7 @@ def content_hash(rows: Rows) -> str:
 
 
 def card(name: str) -> dict[str, Any]:
-    """What an embedded data set holds on this machine: counts, Python's version, licences, rules."""
+    """Returns what an embedded data set holds on this machine: counts, Python's version, licences, rules."""
     return {"name": name, **CARDS[_known(name)]()}
 
 

@@ -98,7 +98,7 @@ def _stdlib_row(module: str, path: Path) -> Row:
 
 
 def new_texts(texts: Sequence[Row]) -> Iterator[Row]:
-    """Those most of whose lines are new."""
+    """Returns the documents most of whose lines are new."""
     seen: set[int] = set()
     for row in texts:
         lines = {hash(line.strip()) for line in row["text"].splitlines() if len(line.strip()) >= SHORTEST_KNOWN}

@@ -112,7 +112,7 @@ def _rows(node: Definition, lines: list[str], target: str, rest: str, module: st
 
 
 def is_summary(first: str, rest: str, name: str) -> bool:
-    """Whether a docstring's first line says in a sentence what the thing is."""
+    """Tells whether a docstring's first line says in a sentence what the thing is."""
     first, goes_on = first.strip(), rest.partition("\n")[0].strip()
     letters = sum(c.isalpha() or c == " " for c in first)
     return (

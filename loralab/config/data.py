@@ -23,14 +23,14 @@ def _source_or_messages(schema: dict[str, Any]) -> None:
 
 
 class ExpectedData(Settings):
-    """What is known of a data set without reading it."""
+    """Facts about a data set, for plans on a machine without it."""
 
     train_rows: Count | None = None
     """Training rows."""
     source_length: Count | None = None
-    """What a percentile as max_source_length comes to, in tokens."""
+    """Value of a percentile given as max_source_length, in tokens."""
     target_length: Count | None = None
-    """The same of max_target_length."""
+    """Value of a percentile given as max_target_length, in tokens."""
 
 
 class DataSettings(Settings):
@@ -47,7 +47,7 @@ class DataSettings(Settings):
     messages: str | None = None
     """Instead of both, the column of a chat: a list of {role, content}, of which the last, the assistant's, is learnt."""
     objective: Literal["span-corruption", "gap-lines", "mixed"] | None = None
-    """How a model learns from plain documents: it writes masked spans (T5), masked lines (as PEGASUS), or both in turn."""
+    """Objective for learning from plain documents: the model generates masked spans (T5), masked lines (as PEGASUS), or both in turn."""
     packing: Flag = False
     """With source null: texts stand side by side in rows of max_target_length tokens, and none sees another; a text that is longer
     is cut into windows. Where they are evaluated every byte of a text counts, as bits_per_byte."""
@@ -59,11 +59,11 @@ class DataSettings(Settings):
     problem_type: Literal["regression"] | None = None
     """With a label, what stands in its column: regression for numbers; null for labels."""
     labels: dict[str, str] = Field({})
-    """What stands in that column -> the label's name, in the order of the model's outputs; {} takes what is there (metrics/labels.py)."""
+    """Value in that column -> name of the label, in the order of the model's outputs; {} uses the values of the training rows."""
     target: Annotated[str | None, Field(validate_default=True)] = None
     """The column that it learns to write; a text, or a list of equally good ones. None with an objective."""
     prompt: str = NO_PROMPT
-    """What surrounds the source: a template with the source column's name in braces."""
+    """Template around the source, with the source column's name in braces."""
     max_source_length: Length = 512
     """In tokens, prompt included; p85 is the 85th percentile of the training rows. Of longer rows the source is cut, never the prompt."""
     max_target_length: Length = TARGET_LENGTH
@@ -71,13 +71,13 @@ class DataSettings(Settings):
     max_train_rows: Count | None = None
     """Use only the first rows of the split; null uses all."""
     max_validation_rows: Count | None = None
-    """The same for the validation split."""
+    """Use only the first rows of the validation split; null uses all."""
     max_test_rows: Count | None = None
-    """The same for the test split."""
+    """Use only the first rows of the test split; null uses all."""
     pick_rows: Literal["first", "random"] = "first"
-    """Which these are: the first ones; or random ones, those of the lowest hashes and so always the same: for files that are sorted."""
+    """Choose the first rows, or random ones (those of the lowest hashes, always the same ones), for files that are sorted."""
     expected: ExpectedData | None = None
-    """What `loralab plan` goes by where the data is not on this machine; nothing else reads it."""
+    """Facts for `loralab plan` where the data is not on this machine; nothing else reads them."""
     empty_rows: Literal["skip", "stop"] = "skip"
     """Rows whose source or target is blank or missing."""
     duplicate_rows: Literal["keep", "skip", "stop"] = "keep"
@@ -175,7 +175,7 @@ class DataSettings(Settings):
 
     @property
     def has_head(self) -> bool:
-        """Whether the task is an encoder's with a head, which writes nothing."""
+        """Tells whether the task is an encoder's with a head, which writes nothing."""
         return self.label is not None
 
     @model_validator(mode="after")
@@ -213,7 +213,7 @@ class DataSettings(Settings):
 
     @property
     def task(self) -> TaskName:
-        """Which task the settings describe; `tasks/` has an object for each."""
+        """Returns which task the settings describe; `tasks/` has an object for each."""
         if self.label is not None:
             return self.problem_type or "classification"
         if self.messages is not None:
@@ -232,7 +232,7 @@ class HeldOutSettings(DataSettings):
     """Other data, on whose held-out rows forgetting is measured; columns, prompt and lengths are its own."""
 
     rows: Count | None = 200
-    """How many: the first ones of its test split, or where it has none, of its validation split; null takes all."""
+    """Number of rows: the first ones of its test split, or where it has none, of its validation split; null takes all."""
 
     @model_validator(mode="after")
     def _what_means_nothing(self) -> HeldOutSettings:

@@ -1,4 +1,4 @@
-"""How a model writes: the settings of generation, in a recipe and from Python alike; and what both engines share of them: the
+"""Settings of generation, in a recipe and from Python alike; and what both engines share of them: the
 numbers behind the draws, the end of a text."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TOKENS_PER_BATCH = 32768  # positions whose keys and values are kept at once: of
 
 
 class Decoding(Settings):
-    """How a model writes. The names and their meanings are Hugging Face's."""
+    """Settings of generation; names and meanings are Hugging Face's."""
 
     max_new_tokens: Count
     """The longest answer, in tokens."""
@@ -40,7 +40,7 @@ class Decoding(Settings):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts with which an answer ends, such as "\\n\\n"; it is cut before the first of them. Where none comes, it ends as ever."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 42
-    """Of the draws. Each row has its own stream, made of the seed and the row's place: who shares its batch changes nothing."""
+    """Seed of sampling. Each row has its own random numbers, made of the seed and its place, whatever else is in its batch."""
 
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
@@ -65,7 +65,7 @@ class Decoding(Settings):
 
 
 def decoding_of(settings: dict[str, Any]) -> Decoding:
-    """Those of the arguments that are settings of generation.
+    """Returns those of the arguments that are settings of generation.
 
     Raises:
         UserError: a setting is out of its bounds, or means nothing with the others.

@@ -36,7 +36,7 @@ class Ineffective:
     because: str
     """The rest of the sentence "KEY has no effect …"."""
     unless_file: Callable[[Recipe], bool] = lambda recipe: False
-    """Where a file may give the keys all the same, for overrides that make use of them."""
+    """Tells where a file may give the keys all the same, for overrides that make use of them."""
 
 
 def _of(block: str, model: type[BaseModel], but: tuple[str, ...] = ()) -> tuple[str, ...]:

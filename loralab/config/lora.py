@@ -41,7 +41,7 @@ PEFT_NAMES = {
 
 
 class _Explained(type(BaseModel)):  # type: ignore[misc]
-    """What a call of the class in Python does beyond validation: PEFT's names, and one clear error."""
+    """Metaclass that lets a call in Python take PEFT's names and gives one clear error."""
 
     def __call__(cls, **fields: Any) -> Any:
         try:
@@ -84,15 +84,17 @@ def _in_words(mistake: Any) -> str:
 
 
 class LoRASpec(BaseModel, metaclass=_Explained):
-    """What is adapted, how strongly, and from which start. In Python PEFT's names are understood too: r, lora_alpha, lora_dropout,
-    target_modules, init_lora_weights."""
+    """Settings of a LoRA adapter: the modules, the scale, the initialisation.
+
+    In Python PEFT's names are understood too: r, lora_alpha, lora_dropout, target_modules, init_lora_weights.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     rank: Annotated[int, Field(gt=0, strict=True)] = 8
     """Columns of the update: r."""
     rules: Names | None = None
-    """Which modules: `q`, `SelfAttention.q`, `Attention.q`, globs, `re:…`, `all-linear`; None means the family's default."""
+    """Modules to adapt: `q`, `SelfAttention.q`, `Attention.q`, globs, `re:…`, `all-linear`; None means the family's default."""
     alpha: Annotated[float, Field(gt=0, strict=True)] | None = None
     """Numerator of the scale; None means a scale of exactly 1."""
     dropout: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
@@ -102,7 +104,7 @@ class LoRASpec(BaseModel, metaclass=_Explained):
     tune_vectors: Flag = False
     """Also train every bias and every norm's scale."""
     bias: Literal["none", "all", "lora_only"] = "none"
-    """Which biases are trained too: none, all of the model, or those of the adapted modules."""
+    """Biases that are trained too: none, all of the model, or those of the adapted modules."""
     modules_to_save: Names = ()
     """Modules trained and saved whole, such as a task head; written as rules."""
     rank_pattern: Mapping[str, Annotated[int, Field(gt=0, strict=True)]] = {}

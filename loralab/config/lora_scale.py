@@ -33,7 +33,7 @@ def changed_scales(file: Tree, given: Tree, recipe: Recipe, variants: bool) -> l
 
 
 def _before(name: str, file: Tree, given: Tree, recipe: Recipe) -> Iterator[LoRASpec | None]:
-    """What a variant's rank alone is compared with: the recipe's LoRA, or that which the variant had before overrides."""
+    """Returns what a variant's rank alone is compared with: the recipe's LoRA, or that which the variant had before overrides."""
     if _rank_alone(recipe.variants[name]):
         yield recipe.lora
     elif _rank_alone((given.get("variants") or {}).get(name)):

@@ -30,7 +30,7 @@ def find_mistakes(tree: Tree) -> list[str]:
 
 
 def _unfit_variants(recipe: Recipe) -> list[str]:
-    """What does not fit a variant of the recipe as it is stored, with its defaults: a variant that changes the task, for one, names
+    """Returns what does not fit a variant of the recipe as it is stored, with its defaults: a variant that changes the task, for one, names
     its metrics too."""
     mistakes: list[str] = []
     for name in recipe.variants:
@@ -64,7 +64,7 @@ def _explained(error: ValidationError) -> list[str]:
 
 
 def _joined(mistakes: list[str]) -> list[str]:
-    """What several kinds of value could have been expected of one key, in one line."""
+    """Returns what several kinds of value could have been expected of one key, in one line."""
     lines: list[str] = []
     for mistake in mistakes:
         key, expected, what = mistake.partition(": expected ")
@@ -123,7 +123,7 @@ def _keys(path: list[str]) -> list[str]:
 
 
 def annotation_of(path: Iterable[str]) -> Any:
-    """What stands at a dotted place of the recipe: a block of settings, or what a field may hold; None where there is no such place."""
+    """Returns the type at a dotted place of the recipe: a block of settings, or that of a field; None where there is no such place."""
     model: Any = Recipe
     for part in path:
         if get_origin(model) is dict:

@@ -34,19 +34,19 @@ class ModelSizes(Settings):
     d_ff: Count | None = None
     """Width of the feed-forward layers."""
     layers: Count | None = None
-    """Of a T5's encoder, or of a GPT-2."""
+    """Layers of a T5's encoder, or of a GPT-2."""
     decoder_layers: Count | None = None
-    """Of a T5's decoder; as many as the encoder's."""
+    """Layers of a T5's decoder; default: as many as the encoder's."""
     heads: Count | None = None
-    """Of attention."""
+    """Heads of attention."""
     d_kv: Count | None = None
-    """Of a T5: width of a head; d_model / heads."""
+    """Width of a head of a T5; default: d_model / heads."""
     positions: Count | None = None
-    """Of a GPT-2: the longest text that it can read, in tokens."""
+    """Longest text that a GPT-2 can read, in tokens."""
     feed_forward: Literal["relu", "gated-gelu"] | None = None
-    """Of a T5: relu (T5 1.0) or gated-gelu (T5 1.1, FLAN-T5); gated-gelu."""
+    """Feed-forward layer of a T5: relu (T5 1.0) or gated-gelu (T5 1.1, FLAN-T5); default: gated-gelu."""
     tie_embeddings: Flag | None = None
-    """Whether the output matrix is the embedding; true."""
+    """Use the embedding as the output matrix; default: true."""
 
 
 class ModelSettings(Settings):
@@ -66,11 +66,11 @@ class ModelSettings(Settings):
     engine: Literal["torch"] = "torch"
     """The framework."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where it runs; auto takes a GPU where there is one."""
+    """Device; auto takes a GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of weights and products; auto times both and takes bfloat16 where it is faster. LoRA's own weights are always float32."""
+    """Dtype of weights and products; auto times both and takes bfloat16 where it is faster. LoRA's own weights are always float32."""
     quantize: Literal["int8", "nf4"] | None = None
-    """How the frozen base's linear maps are stored: int8 (8 bits a weight), nf4 (4.5); null keeps them in dtype. Products are
+    """Storage of the frozen base's linear maps: int8 (8 bits a weight), nf4 (4.5); null keeps them in dtype. Products are
     in dtype all the same. Not for training.method full; needs the extra loralab[quantize]."""
     quantize_except: tuple[str, ...] = ()
     """With quantize: linear modules that stay in dtype, by rules as those of lora.rules, such as [wo]. Embeddings and heads always do."""

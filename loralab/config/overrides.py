@@ -57,7 +57,7 @@ def _value(text: str, kinds: set[Any]) -> Any:
 
 
 def _kinds(path: list[str]) -> set[Any]:
-    """What the field of a dotted key may hold, such as {str, None's type}; nothing where there is no such field."""
+    """Returns what the field of a dotted key may hold, such as {str, None's type}; nothing where there is no such field."""
     held = annotation_of(path[2:] if path[0] == "variants" else path)
     return set(get_args(held)) if get_origin(held) in (Union, UnionType) else {held}
 

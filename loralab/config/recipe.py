@@ -46,9 +46,9 @@ class ValidationSettings(Settings):
     every: Literal["epoch"] | Count | None = "epoch"
     """When: after each epoch, or every so many steps and after the last; null never."""
     rows: Count | None = 200
-    """How many: the first ones of the split; null takes all that data.max_validation_rows leaves."""
+    """Number of rows: the first ones of the split; null takes all that data.max_validation_rows leaves."""
     metrics: tuple[str, ...] = ()
-    """What answers are generated for and scored with, as in evaluation.metrics; without any, the loss alone is measured."""
+    """Metrics of generated answers, as in evaluation.metrics; without any, the loss alone is measured."""
     metric: str = "loss"
     """The column that says which validation is the best: loss (less is better), or one of the scores, such as rouge2 (more)."""
     keep: Literal["last", "best"] = "last"
@@ -90,7 +90,7 @@ class ValidationSettings(Settings):
 
 
 class EvaluationSettings(Decoding):
-    """What the model is asked to write, how, and how that is scored."""
+    """Settings of evaluation: the rows, generation, and metrics."""
 
     split: Literal["train", "validation", "test"] = "test"
     """The rows that the reported numbers come from."""
@@ -101,7 +101,7 @@ class EvaluationSettings(Decoding):
     data.max_source_length together with the row. A percentile there is that of rows without examples: give a number of
     tokens for both. Rows that are measured while training get none."""
     metrics: tuple[str, ...] = ("rouge",)
-    """What the answers are scored with; [] measures the loss alone, as with data.objective."""
+    """Metrics of the answers; [] measures the loss alone, as with data.objective."""
 
     _known = field_validator("metrics")(known_metrics)
 
@@ -133,13 +133,13 @@ class Recipe(Settings):
     forgetting: dict[str, HeldOutSettings] = Field({})
     """Other data, by short names of yours: the loss on it is measured before and after the training, and shown as a column."""
     variants: dict[str, dict[str, Any]] = Field({})
-    """What `compare` runs: a name -> dotted overrides of this recipe."""
+    """Variants of `compare`: a name -> dotted overrides of this recipe."""
     published: dict[str, dict[str, Figure]] = Field({})
     """Figures to show beside ours: a variant -> metric -> value; also trained_millions, gflops, memory_gb and minutes."""
     published_epochs: dict[str, dict[str, tuple[Figure, ...]]] = Field({})
-    """The same after each epoch, to show in the table of epochs: a variant -> metric -> values from the first epoch on."""
+    """Published figures after each epoch, shown in the table of epochs: a variant -> metric -> values from the first epoch on."""
     published_source: str = ""
-    """Where those figures come from, and what they were measured on."""
+    """Source of the published figures, and what they were measured on."""
     next_steps: tuple[str, ...] = ()
     """Lines to print below a comparison: what to try next."""
 

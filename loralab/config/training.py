@@ -16,7 +16,7 @@ DEFAULT_TOKENS_PER_BATCH = 4096
 
 
 class TrainingSettings(Settings):
-    """How long, on how much at once, and what is trained."""
+    """Settings of training: the method, its length, the batch."""
 
     method: Literal["lora", "head", "full", "none"] = "lora"
     """lora, head (of a classifier, alone), full (every weight), or none (the base as it is: zero-shot)."""
@@ -44,11 +44,11 @@ class TrainingSettings(Settings):
     save_every: Count = 200
     """Steps between two checkpoints, from which `--resume` goes on."""
     trackers: tuple[TrackerName, ...] = ()
-    """Where curves go besides the run's own files: tensorboard, wandb (online or offline by WANDB_MODE). Each is an extra."""
+    """Trackers for curves, besides the run's own files: tensorboard, wandb (online or offline by WANDB_MODE). Each is an extra."""
     start_from: str | None = None
     """A finished run or an adapter from whose weights the training starts; in a comparison, another variant."""
     seed: Seed | Annotated[tuple[Seed, ...], Field(min_length=1)] = 42
-    """Of the order of rows, of dropout, and of LoRA's start. A comparison takes a list too, and trains once for each."""
+    """Seed of the order of rows, of dropout, and of LoRA's initialisation. A comparison takes a list too, and trains once for each."""
 
     @field_validator("seed")
     @classmethod
@@ -98,13 +98,13 @@ class OptimizerSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.0
     """Decoupled; of matrices, not of biases, norms and embeddings (an output head that is the embedding is one)."""
     lora_plus_ratio: Annotated[float, Field(gt=0, strict=True)] = 1.0
-    """How many times the rate LoRA's B takes that of the rest (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354)."""
+    """Factor on the learning rate of LoRA's B (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354)."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
     """Share of the steps over which the rate rises from zero."""
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
     """Or their number."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How it falls afterwards: to zero, or not at all."""
+    """Schedule after the warm-up: linear or cosine to zero, or constant."""
     max_grad_norm: Annotated[float, Field(gt=0, strict=True)] | None = 1.0
     """The gradient is shortened to this length; null leaves it."""
 

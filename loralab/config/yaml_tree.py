@@ -33,7 +33,7 @@ def load_yaml(text: str) -> Any:
 
 
 def out_of_bounds(tree: Any) -> list[str]:
-    """What makes a tree unfit to be looked at as a recipe; nothing where it is fit. Stops at the first place that is too deep."""
+    """Returns what makes a tree unfit to be looked at as a recipe; nothing where it is fit. Stops at the first place that is too deep."""
     mistakes: list[str] = []
     for count, (path, value) in enumerate(_places(tree)):
         key = shortened(".".join(map(_name, path)))

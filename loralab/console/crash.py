@@ -57,7 +57,7 @@ def _store(details: str) -> str:
 
 
 def how_to_report() -> str:
-    """What to do with the file: the page for reports where the package names one."""
+    """Returns what to do with the file: the page for reports where the package names one."""
     try:
         urls = importlib.metadata.metadata("loralab").get_all("Project-URL") or []
     except importlib.metadata.PackageNotFoundError:

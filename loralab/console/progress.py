@@ -26,7 +26,7 @@ def wrapped(line: str) -> str:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a line can be written over: a carriage return does so on a terminal, and in a notebook's cell."""
+    """Tells whether a line can be written over: a carriage return does so on a terminal, and in a notebook's cell."""
     return stream.isatty() or type(stream).__module__.startswith("ipykernel.")
 
 
@@ -65,7 +65,7 @@ class Progress:
 
 
 def columns() -> int:
-    """What a line may take, so that it does not run over into the next one; 79 where there is no terminal."""
+    """Returns what a line may take, so that it does not run over into the next one; 79 where there is no terminal."""
     return shutil.get_terminal_size().columns - 1
 
 

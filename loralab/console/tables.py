@@ -35,7 +35,7 @@ def empty_row(name: str, method: str) -> Row:
 
 
 def terminal_tables(rows: Sequence[Row], published: dict[str, dict[str, float]]) -> str:
-    """What each variant cost, then what it scored: value, 95 % interval, p against the first row, and the published figure."""
+    """Returns what each variant cost, then what it scored: value, 95 % interval, p against the first row, and the published figure."""
     names = score_names(rows)
     cost = [[[row["variant"]], *cost_cells_of(row), score_cell(row, "loss", published)] for row in rows]
     tables = [layout(["variant", *COST, COLUMNS["loss"].title], cost)]
@@ -73,7 +73,7 @@ def markdown_table(rows: Sequence[Row], published: dict[str, dict[str, float]]) 
 
 
 def latex_table(rows: Sequence[Row], published: dict[str, dict[str, float]]) -> str:
-    """The same for papers, by the package booktabs."""
+    """Returns the same for papers, by the package booktabs."""
     names, elsewhere = ["loss", *score_names(rows)], forgetting_names(rows)
     header = ["variant", *COST, *titles(names), *forgetting_titles(elsewhere)]
     cells = [[row["variant"], *map(" ".join, _all_cells(row, names, elsewhere, published))] for row in rows]
@@ -205,7 +205,7 @@ def layout(header: Sequence[str], rows: Sequence[Sequence[Cell]], width: int = W
 
 
 def _rule(widths: Sequence[int], start: int, end: int) -> int:
-    """How wide the first column and those from `start` to `end` are together, two spaces between them."""
+    """Returns how wide the first column and those from `start` to `end` are together, two spaces between them."""
     return widths[0] + sum(width + 2 for width in widths[start:end])
 
 

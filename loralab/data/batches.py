@@ -1,4 +1,4 @@
-"""Which rows go together, and the padded arrays they become.
+"""Batches: rows of like length, as padded arrays.
 
 Rows of like length share a batch, so that little of it is padding: on DialogSum in batches of 4,096 tokens 97 % of the
 source tokens are real, against 59 % in batches of 8 random rows. The plan of an epoch is a pure function of lengths,

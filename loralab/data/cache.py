@@ -52,7 +52,7 @@ class Entry:
 
 
 def cache_folder() -> Path:
-    """Where entries are kept."""
+    """Returns where entries are kept."""
     if place := os.environ.get("LORALAB_CACHE"):
         return Path(place).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "loralab"

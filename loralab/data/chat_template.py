@@ -86,7 +86,7 @@ def messages_of(source: str) -> list[Message]:
 
 
 def transcript(source: str) -> str:
-    """What is said in a source, for people: the contents, one below the other."""
+    """Returns what is said in a source, for people: the contents, one below the other."""
     return "\n".join(message["content"] for message in messages_of(source))
 
 
@@ -99,7 +99,7 @@ class Chat:
 
     template: str
     after: str
-    """What stands after an answer's last word."""
+    """Token that ends an answer."""
     end: int
     """The token that ends the assistant's turn, which a model learns to write and stops at."""
 

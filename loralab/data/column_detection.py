@@ -1,4 +1,4 @@
-"""Which column of somebody's own data is read and which is written: told by its name, else by what stands in it.
+"""Detects the source and target columns of a user's data, by their names or else by their contents.
 
 Names that the field knows (`SOURCES`, `TARGETS`) decide, whole or as a word of a longer name. What they leave open is
 measured: ids, numbers, dates, columns that are mostly blank or nearly always the same are ruled out; of two columns
@@ -52,7 +52,7 @@ SHOWN = 50  # characters of an example
 
 @dataclass
 class DetectedColumn:
-    """What is known of one column after its cells have been seen."""
+    """Statistics of one column."""
 
     name: str
     filled: int = 0
@@ -67,7 +67,7 @@ class DetectedColumn:
     lengths: array[int] = field(default_factory=lambda: array("Q"))
     """Bytes of each filled cell."""
     values: Counter[str] = field(default_factory=Counter)
-    """How often each of the first hundred different values comes."""
+    """Count of each of the first hundred different values."""
     shapes: Counter[str] = field(default_factory=Counter)
     """Cells that look like a number, a date, a code."""
 
@@ -101,7 +101,7 @@ class DetectedColumn:
 
     @property
     def coded(self) -> bool:
-        """Whether it is made of whole numbers or truth values that come again, as labels for a classifier are."""
+        """Tells whether it is made of whole numbers or truth values that come again, as labels for a classifier are."""
         return 0 < self.numbers == self.filled and 1 < len(self.values) <= min(FEW_VALUES, self.filled / 2)
 
     def kind(self, rows: int) -> str:
@@ -136,7 +136,7 @@ class Table(NamedTuple):
     columns: Mapping[str, DetectedColumn]
 
     def kind(self, name: str) -> str:
-        """That of `DetectedColumn`."""
+        """Returns that of `DetectedColumn`."""
         return self.columns[name].kind(self.rows)
 
     def in_words(self) -> list[str]:
@@ -161,7 +161,7 @@ class Choice(NamedTuple):
 
 
 Choices = dict[str, Choice]
-"""Of "source" and "target", or of "messages": keys of a recipe's `data`."""
+"""The choice for "source" and "target", or for "messages": keys of a recipe's `data`."""
 
 
 def look_at(title: str, records: Iterable[Record]) -> Table:
@@ -223,7 +223,7 @@ def by_name(table: Table, role: str) -> list[str]:
 
 
 def by_measure(table: Table, chosen: Choices, command: str) -> Choices:
-    """What names have left open, by what stands in the other columns; raises `DataError` where that is not clear."""
+    """Returns what names have left open, by what stands in the other columns; raises `DataError` where that is not clear."""
     taken = [choice.column for choice in chosen.values()]
     pool = [name for name in table.columns if name not in taken and not words_of(name) & OTHERS]
     texts = [name for name in pool if table.kind(name) == "text" and not table.columns[name].lists]
@@ -267,7 +267,7 @@ def unclear(table: Table, why: str, command: str) -> DataError:
 
 
 def for_classifier(column: str) -> str:
-    """What to do with a column of labels that are no text."""
+    """Returns what to do with a column of labels that are no text."""
     return (
         f"{column!r} holds no text to write, but values that come again, as labels do. To learn these name a recipe of a classifier, "
         f"such as {CLASSIFIER}, and add:\n  data.source=COLUMN {shlex.quote(f'data.label={column}')}"

@@ -26,7 +26,7 @@ HTML_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
 class Columns(ABC):
-    """Which columns a row is made of, and how."""
+    """The columns of a row, and how they become its texts."""
 
     labelled = False
     """The target is a label, whose rows are counted."""

@@ -32,7 +32,7 @@ class Trained(Protocol):
         """(source, target) lengths of these rows, in tokens."""
 
     def numbers_of(self, rows: Ints) -> str:
-        """Which rows of their file these are, in words."""
+        """Returns which rows of their file these are, in words."""
 
     def collate(self, rows: Ints, pad_id: int) -> Batch:
         """The given rows as one padded batch."""
@@ -47,7 +47,7 @@ class Encoded(Trained, Protocol):
 
     @property
     def reused(self) -> bool:
-        """Whether the tokens are those of an earlier run."""
+        """Tells whether the tokens are those of an earlier run."""
 
     @property
     def shots(self) -> Shots | None:
@@ -71,21 +71,21 @@ class Encoded(Trained, Protocol):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a record says of the tokens."""
+        """Returns what a record says of the tokens."""
 
     def __len__(self) -> int: ...
 
     def __str__(self) -> str:
-        """How many there are, in words."""
+        """Counts how many there are, in words."""
 
     def source(self, i: int) -> NDArray[np.int32]:
-        """What the model reads of a row."""
+        """Returns what the model reads of a row."""
 
     def target(self, i: int) -> NDArray[np.int32]:
-        """What it learns of a row."""
+        """Returns what it learns of a row."""
 
     def in_pass(self, rows: Ints, number: int) -> Ints:
-        """The same rows as they are when they are passed another time."""
+        """Returns the same rows as they are when they are passed another time."""
 
     def after(self, row: int) -> Encoded:
         """The rows whose number in the file is above this one."""

@@ -38,7 +38,7 @@ from loralab.errors import DataError
 
 @dataclass(frozen=True)
 class Shots:
-    """Which examples stand before each row."""
+    """The worked examples before each row."""
 
     wanted: int
     """Examples a row, as the recipe says."""

@@ -71,7 +71,7 @@ class Mixture:
         return collate(rows, [self.source(i) for i in rows], [self.target(i) for i in rows], pad_id)
 
     def numbers_of(self, rows: Rows) -> str:
-        """Which rows these are in their files, in words."""
+        """Returns which rows these are in their files, in words."""
         found = {
             self.names[p]: self.parts[p].numbers_of(rows[mine] // len(self.parts))
             for p, mine in self._by_part(rows)

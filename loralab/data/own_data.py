@@ -67,7 +67,7 @@ def announced(tree: Tree, overrides: Sequence[str], where: str, command: str) ->
 
 
 def given_data(data: str, overrides: Sequence[str]) -> Tree:
-    """What the overrides say of the data block; raises RecipeError where that cannot go with `data`."""
+    """Returns what the overrides say of the data block; raises RecipeError where that cannot go with `data`."""
     given = settings_of(overrides).get("data")
     if not isinstance(given, (dict, type(None))):
         raise RecipeError(f"data: expected settings, such as data.source=COLUMN; got {given!r}")
@@ -124,14 +124,14 @@ def the_file(data: str) -> str:
 
 
 def name_of(place: str) -> str:
-    """What runs are called: the file's name without its suffix, or the last part of a folder or an id."""
+    """Returns what runs are called: the file's name without its suffix, or the last part of a folder or an id."""
     path = Path(place)
     stem = stem_of(path) if suffix_of(path) in READERS else path.name
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or DEFAULTS
 
 
 def found(table: Table, data: DataSettings, choices: Choices) -> str:
-    """What stands in the data, which columns were taken and why, and what is done about bad rows."""
+    """Returns what stands in the data, which columns were taken and why, and what is done about bad rows."""
     lines = [f"{table.title}: {table.rows:,} rows, {len(table.columns)} columns", *table.in_words()]
     verbs = {"source": "It is read", "target": "It is written", "messages": "Its answers are learnt"}
     lines += [f"{verbs[key]}: {choice.column!r}, {choice.reason}" for key, choice in choices.items()]

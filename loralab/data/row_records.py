@@ -1,4 +1,4 @@
-"""What a record says of rows that were used: where they are from, how many, what was found in them, their hash."""
+"""Records of the rows that a run used: where they are from, how many, what was found in them, their hash."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loralab.data.splits import AnySplit
 
 
 def hashes_of(about: dict[str, Any]) -> dict[str, str]:
-    """Those of all rows that a run which goes on must find as they were."""
+    """Returns those of all rows that a run which goes on must find as they were."""
     mixture = about.get("trained_on", {}).get("mixture", {})
     return {what.replace("_", " "): rows["hash"] for what, rows in about.items()} | {
         f"trained on as {name}": rows["hash"] for name, rows in mixture.items()
@@ -25,7 +25,7 @@ def builtin_card(rows: AnySplit) -> dict[str, Any]:
 
 
 def describe_rows(rows: AnySplit, encoded: Encoded | None = None) -> dict[str, Any]:
-    """What a record says of the rows that it used, and of what was found in them by row number."""
+    """Returns what a record says of the rows that it used, and of what was found in them by row number."""
     facts = {} if encoded is None else encoded.facts
     findings = Findings(rows.findings | (encoded.findings if encoded is not None else {}))
     return {

@@ -63,7 +63,7 @@ class Example:
 
     @property
     def subject(self) -> str:
-        """That of `subject`."""
+        """Returns that of `subject`."""
         return subject(self.source, self.targets)
 
     def line(self) -> bytes:
@@ -96,11 +96,11 @@ class Findings(dict[str, Finding]):
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Mapping[str, Any]]) -> Findings:
-        """What `as_json` gave."""
+        """Returns what `as_json` gave."""
         return cls({kind: Finding(**finding) for kind, finding in stored.items()})
 
     def in_file(self, numbers: NDArray[np.int64]) -> Findings:
-        """The same, where rows were counted from 0 among those used, by their numbers in the file."""
+        """Returns the same, where rows were counted from 0 among those used, by their numbers in the file."""
         return Findings({kind: Finding(found.count, numbers[found.rows].tolist()) for kind, found in self.items()})
 
     def lines(self, policies: Mapping[str, str]) -> list[str]:
@@ -111,7 +111,7 @@ class Findings(dict[str, Finding]):
         ]
 
     def in_words(self, policies: Mapping[str, str]) -> str:
-        """The same in one line, each kind after "; "."""
+        """Returns the same in one line, each kind after "; "."""
         return "".join(f"; {line}" for line in self.lines(policies))
 
     def stop(self, title: str, policies: Mapping[str, str]) -> None:
@@ -197,17 +197,17 @@ def short_hash(content: bytes) -> int:
 
 
 def subject(source: str, targets: Sequence[str]) -> str:
-    """What rows that belong together have in common: their source, or the text itself where there is no source."""
+    """Returns what rows that belong together have in common: their source, or the text itself where there is no source."""
     return source or next(iter(targets), "")
 
 
 def source_hash(source: str) -> int:
-    """That of a source's words: white space apart, equal sources have equal hashes."""
+    """Returns that of a source's words: white space apart, equal sources have equal hashes."""
     return short_hash(words(source).encode())
 
 
 def row_hash(example: Example) -> int:
-    """That of source and targets, white space apart."""
+    """Returns that of source and targets, white space apart."""
     return short_hash(Example(0, words(example.source), tuple(map(words, example.targets))).line())
 
 
@@ -223,7 +223,7 @@ class Seen:
         self.recent: set[int] = set()
 
     def before(self, number: int) -> bool:
-        """Whether this hash was asked for before; from now on it was."""
+        """Tells whether this hash was asked for before; from now on it was."""
         if number in self.recent or self._among_sorted(number):
             return True
         self.recent.add(number)

@@ -66,7 +66,7 @@ class Layout:
         return np.diff(np.concatenate([[0], np.cumsum(self.sizes)])[self.row_offsets])
 
     def windows(self, row: int) -> range:
-        """Those of a row."""
+        """Returns those of a row."""
         return range(int(self.row_offsets[row]), int(self.row_offsets[row + 1]))
 
 
@@ -98,7 +98,7 @@ class PackedSplit:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a record says of the tokens."""
+        """Returns what a record says of the tokens."""
         return {"bytes": int(self.num_bytes.sum())}
 
     def in_pass(self, rows: Ints, number: int) -> Ints:
@@ -156,7 +156,7 @@ class PackedSplit:
         return _packed(self, epoch).row_sizes[rows % EPOCH], np.zeros(len(rows), dtype=np.int64)
 
     def numbers_of(self, rows: Ints) -> str:
-        """Which texts these rows are of, in words."""
+        """Returns which texts these rows are of, in words."""
         found = {
             int(self.rows[layout.documents[each]]) for layout, windows in map(self._windows, rows) for each in windows
         }
@@ -176,7 +176,7 @@ class PackedSplit:
         return np.concatenate(parts)
 
     def documents(self, i: int) -> Ids:
-        """Which of the row's texts each of them is of, counted from 0."""
+        """Returns which of the row's texts each of them is of, counted from 0."""
         layout, windows = self._windows(i)
         return np.repeat(np.arange(len(windows), dtype=np.int32), layout.sizes[windows.start : windows.stop])
 

@@ -1,4 +1,4 @@
-"""Where the rows of a split are: in a file of a folder, in a single file, or on the Hugging Face hub.
+"""Finds the rows of a split: in a file of a folder, in a single file, or on the Hugging Face hub.
 
 A folder holds one file per split, named after it: `train.jsonl`, `validation.csv.gz`, `test.parquet`. A single file
 holds all of them, parted by its rows' sources (auto_split.py). What the library datasets has laid out, by `save_to_disk` or as
@@ -41,7 +41,7 @@ class Place:
 
 
 def open_place(name: str, split: str) -> Place:
-    """Where the rows of this split are. Raises `DataError` where there is no such file, folder or split."""
+    """Returns where the rows of this split are. Raises `DataError` where there is no such file, folder or split."""
     if name.startswith(builtin_data.PREFIX):
         return embedded_place(name, split)
     path = local_path(name)
@@ -150,14 +150,14 @@ def hub_splits(name: str) -> list[str]:
 
 
 def from_hub(name: str, what: str, ask: Callable[[ModuleType], Any]) -> Any:
-    """What the library `datasets` answers, or a `DataError`: there is no connection, or no such id."""
+    """Returns what the library `datasets` answers, or a `DataError`: there is no connection, or no such id."""
     there_is_none = f"{name}: there is no folder or file of this name, and the hub did not give {what}"
     advice = f"Check the id and the connection, or give a folder of files.{nearest_file(Path(name))}"
     return from_datasets(ask, there_is_none, advice)
 
 
 def from_datasets(ask: Callable[[ModuleType], Any], got: str, advice: str) -> Any:
-    """What the library `datasets` answers; each of its dozen kinds of error as a `DataError`."""
+    """Returns what the library `datasets` answers; each of its dozen kinds of error as a `DataError`."""
     import datasets
 
     try:
@@ -182,7 +182,7 @@ def rows_place(title: str, name: str, rows: Any, single_file: bool = False) -> P
 
 
 def of_datasets(folder: Path) -> bool:
-    """Whether it is what `save_to_disk` writes, or a copy of a hub's repository: shards, or files below data/ or a split's name."""
+    """Tells whether it is what `save_to_disk` writes, or a copy of a hub's repository: shards, or files below data/ or a split's name."""
     if is_saved(folder) or any(map(SHARD.fullmatch, split_files(folder))):
         return True
     below = (path for name in ("data", *SPLITS) for path in (folder / name).glob("*"))
@@ -190,7 +190,7 @@ def of_datasets(folder: Path) -> bool:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote it."""
+    """Tells whether `save_to_disk` wrote it."""
     return any((folder / name).is_file() for name in SAVED)
 
 

@@ -128,7 +128,7 @@ def line_mask(ids: Ids, marks: Marks, rng: np.random.Generator) -> Mask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Marks:
-    """What each token of the vocabulary says of lines, [vocabulary]."""
+    """Marks of the tokens that end lines or hold quotes, [vocabulary]."""
 
     line_end: Mask
     quotes: Mask
@@ -145,7 +145,7 @@ class Marks:
 
 
 def marks_of(tokenizer: PreTrainedTokenizerBase) -> Marks:
-    """What the tokenizer's tokens are to lines.
+    """Returns what the tokenizer's tokens are to lines.
 
     Raises:
         RecipeError: it has no token for the end of a line, as T5's published one.
@@ -196,7 +196,7 @@ class MaskedSplit:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a record says of the tokens."""
+        """Returns what a record says of the tokens."""
         return {"chunks": len(self)}
 
     def collate(self, rows: NDArray[np.int64], pad_id: int) -> Batch:
@@ -227,7 +227,7 @@ class MaskedSplit:
         return self.in_pass(np.arange(len(self)), epoch)
 
     def in_pass(self, rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-        """The same chunks under other masks."""
+        """Returns the same chunks under other masks."""
         return rows + number * len(self)
 
     def lengths_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -235,7 +235,7 @@ class MaskedSplit:
         return self.source_lengths[rows % len(self)], self.target_lengths[rows % len(self)]
 
     def numbers_of(self, rows: NDArray[np.int64]) -> str:
-        """Which rows these are of, in words."""
+        """Returns which rows these are of, in words."""
         return ", ".join(map(str, self.numbers[rows % len(self)].tolist()))
 
     def source(self, i: int) -> Ids:

@@ -43,7 +43,7 @@ SAMPLE = 20_000  # targets that an index keeps, each as likely as any other
 
 
 class AnySplit(Protocol):
-    """What `Split` and `StreamedSplit` have in common."""
+    """Interface of `Split` and `StreamedSplit`."""
 
     @property
     def name(self) -> str: ...
@@ -103,7 +103,7 @@ class Split:
 
     @property
     def label_counts(self) -> dict[str, int]:
-        """Of data with labels: a label's text -> its rows."""
+        """Returns the number of rows of each label, by its text."""
         return dict(Counter(example.targets[0] for example in self.examples))
 
 
@@ -126,27 +126,27 @@ class StreamedSplit:
 
     @property
     def content_hash(self) -> str:
-        """That of `Split`."""
+        """Returns that of `Split`."""
         return str(self.index.facts["content_hash"])
 
     @property
     def findings(self) -> Findings:
-        """What was found in rows up to the last that is used."""
+        """Returns what was found in rows up to the last that is used."""
         return Findings.from_json(self.index.facts["findings"])
 
     @property
     def numbers(self) -> NDArray[np.int64]:
-        """Those of `Split`."""
+        """Returns those of `Split`."""
         return self.index.array("numbers")
 
     @property
     def source_hashes(self) -> NDArray[np.uint64]:
-        """Those of `Split`."""
+        """Returns those of `Split`."""
         return self.index.array("source_hashes")
 
     @property
     def label_counts(self) -> dict[str, int]:
-        """That of `Split`."""
+        """Returns that of `Split`."""
         counts: dict[str, int] = self.index.facts["label_counts"]
         return counts
 
@@ -173,7 +173,7 @@ class StreamedSplit:
 
 
 def announce(rows: AnySplit, data: DataSettings) -> str:
-    """How many rows there are, where they come from and what was found in them, for people."""
+    """Counts how many rows there are, where they come from and what was found in them, for people."""
     text = f"{rows.name}, {rows.split}: {len(rows):,} rows{rows.findings.in_words(policies_of(data))}"
     return f"{text} ({IN_WORDS})" if rows.parted else text
 
@@ -221,7 +221,7 @@ def chosen_rows(place: Place, data: DataSettings, split: str, findings: Findings
 def records_of_part(
     records: Iterable[Record], columns: Columns, split: str, bounds: tuple[int, int]
 ) -> Iterator[Record]:
-    """Those of a single file's records that belong to the split."""
+    """Returns those of a single file's records that belong to the split."""
     return (record for record in records if part_of(clean_row(record, columns).subject, bounds) == split)
 
 

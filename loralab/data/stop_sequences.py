@@ -20,7 +20,7 @@ class Stops:
         """How many of the last tokens need be looked at: each stands for a byte at least."""
 
     def met(self, answers: Sequence[Sequence[int]]) -> list[bool]:
-        """Whether the last tokens of each answer hold a stop text."""
+        """Tells whether the last tokens of each answer hold a stop text."""
         tails = self.tokenizer.batch_decode(
             [list(answer[-self.window :]) for answer in answers], skip_special_tokens=True
         )

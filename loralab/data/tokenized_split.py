@@ -42,7 +42,7 @@ class EncodedSplit:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a record says of the tokens."""
+        """Returns what a record says of the tokens."""
         return {"rows": len(self), **({"shots": self.shots.as_json()} if self.shots else {})}
 
     def collate(self, rows: NDArray[np.int64], pad_id: int) -> Batch:
@@ -80,7 +80,7 @@ class EncodedSplit:
         return np.arange(len(self))
 
     def in_pass(self, rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-        """The same rows as they are when they are passed another time."""
+        """Returns the same rows as they are when they are passed another time."""
         return rows
 
     def lengths_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -88,7 +88,7 @@ class EncodedSplit:
         return self.source_lengths[rows], self.target_lengths[rows]
 
     def numbers_of(self, rows: NDArray[np.int64]) -> str:
-        """Which rows these are in their file, in words."""
+        """Returns which rows these are in their file, in words."""
         return ", ".join(map(str, self.numbers[rows].tolist()))
 
     def source(self, i: int) -> NDArray[np.int32]:

@@ -24,11 +24,11 @@ class Special:
     """The tokens that no text gives."""
 
     names: dict[str, str]
-    """What each is to Transformers: eos_token, …"""
+    """Transformers' name for each: eos_token, …"""
     sentinels: tuple[str, ...]
     """At the end of the vocabulary."""
     closes: bool
-    """Whether the end is added to every text."""
+    """True if the end token is added to every text."""
 
     @property
     def fewest(self) -> int:

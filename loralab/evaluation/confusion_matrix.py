@@ -1,4 +1,4 @@
-"""What a classifier did with each label: a table for terminals, and the confusion matrix as a picture."""
+"""Results per label of a classifier: a table for terminals, and the confusion matrix as a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training has cost elsewhere: the loss on other data, such as general text or the task before, before and after it.
+"""Forgetting: the loss on other data, such as general text or the task before, before and after it.
 
 "Before" is the model as the training finds it: the base, or with `training.start_from` the weights that it starts from.
 Both losses are of the same rows, and of documents under the same masks whatever the recipe's seed, so that their
@@ -186,7 +186,7 @@ def _lines(name: str, numbers: Sequence[int], forgotten: Forgotten) -> Iterator[
 
 
 def read_forgotten(runs: Sequence[Path]) -> dict[str, Forgotten]:
-    """What the runs of one variant's seeds have written down, together."""
+    """Returns what the runs of one variant's seeds have written down, together."""
     seeds = [_read(run) for run in runs]
     return {
         name: Forgotten(stack([seed[name].before for seed in seeds]), stack([seed[name].after for seed in seeds]))

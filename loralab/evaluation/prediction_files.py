@@ -29,7 +29,7 @@ SOURCE = "source"
 
 @dataclass(frozen=True)
 class Columns:
-    """What a user said of the columns; what is empty or None is found by its name. "a,b" stands for a and b."""
+    """Columns as the user named them; an empty one or None is found by its usual name. "a,b" stands for a and b."""
 
     predictions: Sequence[str] = ()
     references: Sequence[str] = ()
@@ -50,7 +50,7 @@ class Predictions:
     groups: list[Hashable]
     """[rows]: rows with the same one share a source."""
     grouping: str
-    """How the groups were found, in words."""
+    """Origin of the groups, in words."""
     probabilities: Mapping[str, list[dict[str, float]]]
     """System -> [rows]: each label's probability, where the file is a classifier's own."""
 
@@ -145,7 +145,7 @@ def _read(path: Path, columns: Columns, labels: bool, numbers: bool) -> _File:
 
 
 def _probabilities(records: Sequence[Record]) -> list[dict[str, float]] | None:
-    """Those of a classifier's predictions.jsonl, every row of which has them."""
+    """Returns those of a classifier's predictions.jsonl, every row of which has them."""
     found = [record.cells.get("probabilities") for record in records]
     return [dict(each) for each in found if isinstance(each, dict)] if all(map(_is_object, found)) else None
 
@@ -284,7 +284,7 @@ def _short(path: Path) -> str:
 
 
 def _subjects(sources: Sequence[str], references: Sequence[Sequence[str]], labels: bool) -> list[Hashable]:
-    """What each row is about; a label says nothing of it."""
+    """Returns what each row is about; a label says nothing of it."""
     rows = enumerate(zip(sources, references, strict=True))
     return [source or row if labels else subject(source, texts) for row, (source, texts) in rows]
 

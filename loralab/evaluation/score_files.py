@@ -26,7 +26,7 @@ from loralab.metrics.significance import Bootstrap, holm, mcnemar
 
 
 def score_files(paths: Sequence[Path], columns: Columns, metrics: Sequence[str]) -> dict[str, Any]:
-    """What `--json` prints: "rows" with each system's scores, "pairs" with their differences, and what was compared.
+    """Returns what `--json` prints: "rows" with each system's scores, "pairs" with their differences, and what was compared.
 
     Args:
         paths: files with predictions, or runs' folders.
@@ -70,7 +70,7 @@ def _values(rows: Predictions, metrics: Sequence[str]) -> dict[str, dict[str, Fl
 
 
 def _labels(rows: Predictions) -> list[str]:
-    """Those of all systems: first those that have probabilities, in their order, then the others."""
+    """Returns those of all systems: first those that have probabilities, in their order, then the others."""
     certain = [name for table in rows.probabilities.values() for name in table[0]]
     return list(dict.fromkeys([*certain, *names_in([row[0] for row in rows.references], *rows.systems.values())]))
 

@@ -38,7 +38,7 @@ def gather(
     training_rows: Sequence[StreamedSplit],
     failures: dict[str, str],
 ) -> dict[str, Any]:
-    """What results.json holds: the rows of the table from the run folders, floors below.
+    """Returns what results.json holds: the rows of the table from the run folders, floors below.
 
     `training_rows` are those of the main data, then those of further data that any variant is trained on.
     """
@@ -118,7 +118,7 @@ def _forgetting(runs: Sequence[PlannedRun], first: dict[str, Any]) -> dict[str, 
 
 
 def _seconds_before(run: PlannedRun) -> float:
-    """What the training of all that a run starts from has taken."""
+    """Returns what the training of all that a run starts from has taken."""
     if run.after is None:
         return 0.0
     record = read_record(run.after)

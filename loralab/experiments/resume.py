@@ -1,4 +1,4 @@
-"""What a comparison that goes on finds in its folder: whole runs of the rows that are there now, as one table needs them."""
+"""Checks of a comparison's folder before it is resumed: whole runs of the rows that are there now, as one table needs them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_unchanged_rows(runs: Sequence[PlannedRun], held_out: Mapping[str, AnyS
 
 
 def _hashes(recipe: Recipe) -> dict[str, str]:
-    """Those of the rows as they are now, named as in a run's folder."""
+    """Returns those of the rows as they are now, named as in a run's folder."""
     training = {"trained on": read_training_rows(recipe)}
     training |= {f"trained on as {name}": rows for name, rows in read_mixture(recipe).items()}
     hashes = {name: rows.content_hash for name, rows in training.items()}

@@ -1,4 +1,4 @@
-"""What a comparison runs, and in which order: each variant once for each of its seeds, after the variant that it starts from."""
+"""The runs of a comparison and their order: each variant once for each of its seeds, after the variant that it starts from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PlannedRun:
     seed: int
     folder: Path
     recipe: Recipe
-    """Of this variant and seed; what it starts from is a folder."""
+    """Recipe of this variant and seed; what it starts from is a folder."""
     after: Path | None
     """The folder of the run that it starts from, where that is one of these."""
 

@@ -1,4 +1,4 @@
-"""What a classifier says to texts: for each a label, or several, and the probability of every label."""
+"""Classifies texts: for each a label, or several, and the probability of every label."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TextClassifier:
         self.max_length, _ = trained_lengths(self.engine, recipe)
 
     def choose(self, texts: Sequence[str]) -> Answers:
-        """What it says to each."""
+        """Returns what it says to each."""
         return answer_texts(self.engine, texts, self.max_length, Progress("classify", len(texts)).update)
 
 

@@ -31,7 +31,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What is asked: one of texts, an input file and a sample; or nothing, and then stdin or a terminal is."""
+    """A request of `loralab generate`: texts, an input file, or a sample; or none, for stdin or a terminal."""
 
     texts: Sequence[str] = ()
     input: str | None = None
@@ -39,7 +39,7 @@ class GenerateRequest:
     sample: str | None = None
     as_json: bool = False
     seed: int | None = None
-    """Of a row by chance, and of the draws; None takes another row each time."""
+    """Seed of the random row and of sampling; None takes another row each time."""
     text_pairs: Sequence[str] = ()
     """The second text of each, for a model that reads pairs."""
 
@@ -76,7 +76,7 @@ def run_request(
     stop: Sequence[str] = (),
     top_p: float | None = None,
 ) -> tuple[dict[str, Any], str | None]:
-    """What the model says: as a record, and as text for people (None where they have seen it already)."""
+    """Returns what the model says: as a record, and as text for people (None where they have seen it already)."""
     request.check()
     given = {"max_new_tokens": max_new_tokens, "top_p": top_p, "seed": request.seed}
     overrides = [
@@ -167,7 +167,7 @@ def _paired(recipe: Recipe, request: GenerateRequest, texts: Sequence[str]) -> S
 
 
 def _given_texts(request: GenerateRequest) -> Sequence[str]:
-    """Those of --text, or all of stdin as one."""
+    """Returns those of --text, or all of stdin as one."""
     texts = request.texts or [text for text in [read_stdin().strip()] if text]
     if not texts:
         raise UserError(

@@ -60,7 +60,7 @@ def open_trained(recipe: Recipe, saved: Path | None, labels: Labels | None = Non
 
 
 def _brings_labels(saved: Path | None) -> bool:
-    """Whether our own card says them."""
+    """Tells whether our own card says them."""
     return saved is not None and (saved / CARD).exists()
 
 

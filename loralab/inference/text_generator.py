@@ -36,15 +36,15 @@ class TextGenerator:
 
     @property
     def streams(self) -> bool:
-        """Whether a text can be shown while it is written; a beam search knows it only at the end."""
+        """Tells whether a text can be shown while it is written; a beam search knows it only at the end."""
         return self.decoding.beams == 1
 
     def with_seed(self, seed: int) -> TextGenerator:
-        """The same writer, with draws of another seed."""
+        """Returns the same writer, with draws of another seed."""
         return self._but(seed=seed)
 
     def greedy(self) -> TextGenerator:
-        """The same writer, which takes the likeliest token each time."""
+        """Returns the same writer, which takes the likeliest token each time."""
         return self._but(sample=False, temperature=1.0, top_k=None, top_p=None)
 
     def _but(self, **settings: Any) -> TextGenerator:

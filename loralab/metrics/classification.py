@@ -1,4 +1,4 @@
-"""How well labels are chosen: accuracy, precision, recall, F1 and the calibration error, in percent.
+"""Metrics of labels: accuracy, precision, recall, F1 and the calibration error, in percent.
 
 Per label, from the rows that have it (true), that were given it (pred), and both (tp):
 
@@ -62,7 +62,7 @@ def _positive(name: str) -> Any:
 
 
 def _macro(name: str) -> Any:
-    """Of [..., 4 C]: the last C are above 0 for the labels that the mean is over."""
+    """Returns the mean over labels of [..., 4 C]: the last C are above 0 for the labels that the mean is over."""
 
     def statistic(sums: Floats) -> Floats:
         labels = sums.shape[-1] // 4
@@ -79,7 +79,7 @@ def _micro_f1(sums: Floats) -> Floats:
 
 
 def _calibration(sums: Floats) -> Floats:
-    """Of [..., BINS + 1]: the surplus of probability over right answers in each bin, and the choices."""
+    """Returns the calibration error of [..., BINS + 1]: the surplus of probability over right answers in each bin, and the choices."""
     error: Floats = 100.0 * np.abs(sums[..., :-1]).sum(-1) / sums[..., -1]
     return error
 

@@ -1,4 +1,4 @@
-"""What xz makes of plain texts: two floors for a language model's bits per byte, which need no model.
+"""Compression of plain texts by xz: two floors for a language model's bits per byte, which need no model.
 
 A model that predicts is a compressor, in as many bits as its loss says (Shannon 1948). `xz -9e` alone has seen nothing but
 the text itself. After the training texts it has read what the model has: the bytes that held-out texts add to theirs. Its

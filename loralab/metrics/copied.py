@@ -1,4 +1,4 @@
-"""How much of a prediction is copied: the share of its word 3-grams that stand in the source, in percent.
+"""Copied text: the share of its word 3-grams that stand in the source, in percent.
 
 100 less this is the novelty of See, Liu and Manning (figure 6 of "Get To The Point", ACL 2017,
 https://aclanthology.org/P17-1099). Words are runs of letters, digits and apostrophes, lower-cased; a 3-gram that occurs

@@ -28,33 +28,33 @@ MOST_WITHOUT_DOUBT = 20  # labels; more need at least two rows each
 
 @dataclass(frozen=True)
 class Labels:
-    """What a classifier chooses from."""
+    """The labels of a classifier."""
 
     names: tuple[str, ...]
     """In the order of the model's outputs."""
     values: tuple[tuple[str, str], ...] = ()
-    """What else stands for them in the data: (as it stands there, name)."""
+    """Other values for labels in the data: (value, name)."""
     multi: bool = False
     """A row may have several labels, or none."""
 
     @property
     def problem_type(self) -> str:
-        """What Transformers calls the task of such a head."""
+        """Returns what Transformers calls the task of such a head."""
         return "multi_label_classification" if self.multi else "single_label_classification"
 
     def places(self, text: str) -> list[int]:
-        """Of a label's text, or a list's: the outputs that it names. Raises KeyError for an unknown one."""
+        """Returns the outputs that a label's text, or a list's, names. Raises KeyError for an unknown one."""
         known = {name: place for place, name in enumerate(self.names)}
         known |= {value: known[name] for value, name in self.values}
         return [known[each] for each in members(text, self.multi)]
 
     def targets(self, text: str) -> Sequence[float]:
-        """What the loss compares with: the one output's number; with several labels a 0 or 1 for each output."""
+        """Returns what the loss compares with: the one output's number; with several labels a 0 or 1 for each output."""
         places = self.places(text)
         return [int(place in places) for place in range(len(self.names))] if self.multi else places
 
     def named(self, text: str) -> str:
-        """The same text with the labels' names, in canonical form."""
+        """Returns the same text with the labels' names, in canonical form."""
         names = [self.names[place] for place in self.places(text)]
         return as_list(names) if self.multi else names[0]
 
@@ -89,7 +89,7 @@ class Labels:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Labels:
-        """What `as_json` gave."""
+        """Returns what `as_json` gave."""
         if stored.get("problem_type") == RegressionOutput().problem_type:
             return RegressionOutput()
         return cls(tuple(stored["names"]), tuple(stored["values"].items()), stored["multi"])
@@ -181,7 +181,7 @@ def as_list(names: Iterable[str]) -> str:
 
 
 def is_list(text: str) -> bool:
-    """Whether a text is that of several labels."""
+    """Tells whether a text is that of several labels."""
     return text.startswith("[") and isinstance(_parsed(text), list)
 
 
@@ -287,7 +287,7 @@ def balance(counts: Mapping[str, int], labels: Labels, title: str) -> list[str]:
 
 
 def aligned(labels: Labels, base: Sequence[str]) -> Labels | None:
-    """The same labels in the order, and with the names, of a base's head; None where they are not the same ones.
+    """Returns the same labels in the order, and with the names, of a base's head; None where they are not the same ones.
 
     Names agree without regard to capitals, or where one is the start of the other (neg, NEGATIVE); numbers from 0 on are
     the head's own places.

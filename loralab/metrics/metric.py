@@ -1,4 +1,4 @@
-"""What a metric is: a module with an identity, columns, and `score`, which gives every row its own number.
+"""A metric: a module with an identity, columns, and `score`, which gives every row its own number.
 
 Row by row, so that `significance` can put an interval around the mean and a p-value on a difference.
 """
@@ -26,7 +26,7 @@ class Column:
     title: str
     """In tables."""
     better: Literal["higher", "lower", "neither"]
-    """Which of two values is the better one; nothing is said to beat another in a column where neither is."""
+    """Direction of better values; nothing is said to beat another in a column where neither is."""
     digits: int = 2
     """Behind the point, in tables."""
     statistic: Callable[[Floats], Floats] | None = None
@@ -34,16 +34,16 @@ class Column:
 
 
 class Metric(Protocol):
-    """What a metric's module has."""
+    """Interface of a metric's module."""
 
     ID: str
     """The rule in a line, for records."""
     COLUMNS: tuple[Column, ...]
     NEEDS_SOURCES: bool
-    """Whether it looks at what the model read."""
+    """True if it reads the sources."""
 
     def version(self) -> str:
-        """Of the library that computes it."""
+        """Returns the version of the library that computes it."""
 
     def score(
         self,

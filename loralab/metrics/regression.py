@@ -1,4 +1,4 @@
-"""How near predicted numbers are to the true ones: squared and absolute error, Pearson's and Spearman's correlation.
+"""Metrics of numbers: squared and absolute error, Pearson's and Spearman's correlation.
 
 Correlations are in percent, as the GLUE benchmark tells them (Wang et al. 2018, https://arxiv.org/abs/1804.07461, on STS-B).
 They are no means of rows: a row gives the products that sums are made of, also in each draw of a bootstrap. Spearman's is

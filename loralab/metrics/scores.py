@@ -26,9 +26,9 @@ class Scores:
     target_tokens: Floats | None
     """[rows], the weights of the loss; None where there is no loss (floors)."""
     labels: dict[str, Any] | None = None
-    """Of a classifier: what it did with each label (metrics/classification.details)."""
+    """Results per label of a classifier (metrics/classification.details)."""
     plain: bool = False
-    """Whether the rows are texts without a source: then their perplexity is told too."""
+    """True if the rows are texts without a source: then their perplexity is reported too."""
     num_bytes: Floats | None = None
     """[rows], where every byte of a text is counted: the weights of bits_per_byte."""
 

@@ -1,4 +1,4 @@
-"""How sure a score is: intervals and p-values by the bootstrap over groups of rows.
+"""Statistical significance: intervals and p-values by the bootstrap over groups of rows.
 
 A statistic here is sum(w * v) / sum(w) over the rows: the plain mean where there are no weights, and the loss per
 target token where v is a row's loss per token and w its number of target tokens. Rows of one group (one dialogue with
@@ -50,7 +50,7 @@ class Difference(Interval):
 
 
 class Bootstrap:
-    """The same resamples of the same groups for every call, so that any two systems are compared on the same draws.
+    """Bootstrap over groups of rows; every call uses the same resamples, so that any two systems are compared on the same draws.
 
     `groups` names the group of each row, in the order of the rows of all values given later. Raises DataError where it
     is empty. An interval from a single group has no width, it is the value itself: nothing is known about how another
@@ -145,7 +145,7 @@ class Bootstrap:
         return float(np.mean([one.sum() for one in above]) / below.sum()), np.concatenate(draws)
 
     def _of_sums(self, tables: Floats, statistic: Statistic, stream: int = 0) -> tuple[float, Floats]:
-        """The same of sums over rows; `tables` is (seeds, rows, k)."""
+        """Returns the same of sums over rows; `tables` is (seeds, rows, k)."""
         if tables.shape[1] != len(self._group_of_row):
             raise DataError(f"Got values of shape {tables.shape[1:]} for {len(self._group_of_row)} rows.")
         sums = np.zeros((len(tables), self.groups, tables.shape[2]))
@@ -163,7 +163,7 @@ class Bootstrap:
         return float(np.mean([statistic(one.sum(axis=0)) for one in sums])), np.concatenate(draws)
 
     def _shares(self, seeds: int, stream: int) -> Floats:
-        """How much each seed weighs in each draw, shape (draws, seeds): as many are drawn as there are, with replacement."""
+        """Returns how much each seed weighs in each draw, shape (draws, seeds): as many are drawn as there are, with replacement."""
         if seeds == 1:
             return np.ones((self.draws, 1))
         generator = np.random.default_rng([self.seed, 1 + stream])
@@ -206,7 +206,7 @@ class McNemar:
 
 
 def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemar:
-    """Whether two classifiers are right equally often, told by the rows on which one of them alone is: exact, two-sided.
+    """Tells whether two classifiers are right equally often, told by the rows on which one of them alone is: exact, two-sided.
 
     If neither is better, each such row is a coin's throw. Rows are taken for independent. Raises DataError where the two
     differ in length.

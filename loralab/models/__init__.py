@@ -35,5 +35,5 @@ ATTENTION_RULES: tuple[tuple[str, ...], ...] = (
 
 
 def is_gpt2(name: str) -> bool:
-    """Whether a new model of this name is a GPT-2; any other is a T5."""
+    """Tells whether a new model of this name is a GPT-2; any other is a T5."""
     return name.rpartition("/")[2].startswith("gpt2")

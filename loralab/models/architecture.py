@@ -1,4 +1,4 @@
-"""What loralab knows of an architecture by heart, as data and functions that need no framework.
+"""Facts about an architecture, as data and functions that need no framework.
 
 Each file beside this one describes one: `ARCHITECTURE` at its end. How an engine builds and runs it stands in that engine's folder
 (on_torch/models/registry.py).

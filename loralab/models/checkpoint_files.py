@@ -94,7 +94,7 @@ def _download(name: str) -> Path:
 
 
 def first_line(error: Exception) -> str:
-    """What the error says, or else its class."""
+    """Returns what the error says, or else its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

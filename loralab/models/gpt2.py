@@ -55,7 +55,7 @@ class GPT2Config:
 
     @property
     def max_position_embeddings(self) -> int:
-        """How many tokens it can tell apart by their place, as most configs call it."""
+        """Counts how many tokens it can tell apart by their place, as most configs call it."""
         return self.n_positions
 
     @property
@@ -77,7 +77,7 @@ CLASS = "GPT2LMHeadModel"
 
 
 def is_plain(raw: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is that of a GPT-2 that writes, with nothing added to it."""
+    """Tells whether a `config.json` is that of a GPT-2 that writes, with nothing added to it."""
     names = raw.get("architectures") or [CLASS]
     if raw.get("model_type") != "gpt2" or names[0] != CLASS:
         return False

@@ -84,7 +84,7 @@ def architecture_named(name: str) -> OwnArchitecture:
 
 
 def _random(settings: ModelSettings) -> Base:
-    """Of the recipe's sizes; the vocabulary of a tokenizer that is elsewhere is taken to be the architecture's own."""
+    """Returns the base of the recipe's sizes; the vocabulary of a tokenizer that is elsewhere is taken to be the architecture's own."""
     found = architecture_named(settings.name)
     tokens = settings.vocabulary or (VOCABULARY if settings.tokenizer == "train" else found.vocabulary)
     tokens = -(-tokens // ROUND) * ROUND

@@ -75,7 +75,7 @@ def _needed_code(folder: Path) -> Iterator[str]:
 
 
 def _named_code(folder: Path, file: str) -> Iterator[str]:
-    """What the auto_map of a JSON file names, in words."""
+    """Returns what the auto_map of a JSON file names, in words."""
     named = _read(folder / file).get("auto_map")
     if named:
         classes = named.values() if isinstance(named, dict) else [named]

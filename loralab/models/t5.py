@@ -64,7 +64,7 @@ class T5Config:
 
     @property
     def gated(self) -> bool:
-        """Whether the feed-forward layer is v1.1's gated GELU."""
+        """Tells whether the feed-forward layer is v1.1's gated GELU."""
         return self.feed_forward_proj == "gated-gelu"
 
 

@@ -65,5 +65,5 @@ def as_on_disk(path: str, array: Any) -> Any:
 
 
 def transposed(path: str) -> bool:
-    """Whether the two lie the other way round."""
+    """Tells whether the two lie the other way round."""
     return path.endswith(".kernel")

@@ -74,7 +74,7 @@ class TorchEngine:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """Returns what is trained."""
         if self.adapter is not None:
             return self.adapter.parameters()
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -1,1 +1,1 @@
-"""What a recipe will cost, before it runs."""
+"""Predicts the cost of a recipe before it runs."""

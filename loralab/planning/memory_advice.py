@@ -1,4 +1,4 @@
-"""Whether a step fits into a machine's memory; and where it does not, the cheapest change to the recipe by which it would."""
+"""Checks that a step fits into a machine's memory; where it does not, finds the cheapest change to the recipe."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _shorter(settings: StepSettings, shape: BatchShape) -> Iterator[Change]:
 
 
 def overrides(settings: StepSettings, shape: BatchShape, changed: StepSettings, rows: BatchShape) -> Iterator[str]:
-    """What to type for a change."""
+    """Returns what to type for a change."""
     if changed.dtype != settings.dtype:
         yield "model.dtype=bfloat16"
     if rows.rows != shape.rows:

@@ -29,7 +29,7 @@ LABELS = 2  # of a classifier whose recipe does not name them
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What is asked beside the recipe."""
+    """Options of a plan, beside the recipe."""
 
     measure: bool = False
     price_per_hour: float | None = None
@@ -38,7 +38,7 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class Lengths:
-    """What is known of the rows."""
+    """Lengths and number of the rows."""
 
     source: int
     target: int
@@ -48,7 +48,7 @@ class Lengths:
 
 
 def plan(recipe: Recipe, question: PlanOptions = PlanOptions(), machine: Machine | None = None) -> dict[str, Any]:
-    """What `loralab plan --json` prints.
+    """Returns what `loralab plan --json` prints.
 
     Raises:
         RecipeError: a length is a percentile of data that is not at hand, or a price has no time to go by.
@@ -231,7 +231,7 @@ def _costs(
     steps: int | None,
     rows: int | None,
 ) -> dict[str, Any]:
-    """What a step takes, and all of them."""
+    """Returns what a step takes, and all of them."""
     cost = cost_of(traced, settings, shape)
     whole = None if steps is None else cost.flops * steps
     if whole is not None and rows is not None and traced.trains_head_alone:
@@ -252,7 +252,7 @@ def cost_of(traced: TracedModel, settings: StepSettings, shape: BatchShape) -> S
 
 
 def _counts_alone(facts: ModelFacts, sizes: Sizes, settings: StepSettings) -> dict[str, Any]:
-    """What is known where no step can be traced."""
+    """Returns what is known where no step can be traced."""
     weights, trained = sizes.base_bytes[settings.quantize or settings.dtype], facts.trainable
     known = {"weights": weights, "gradients": sizes.values_bytes, "optimizer": 2 * 4 * trained}
     names = [field.name for field in fields(StepCost) if field.name != "flops"]
@@ -288,7 +288,7 @@ def _fit(
 def _saves(
     recipe: Recipe, base: Base, settings: StepSettings, shape: BatchShape, row: dict[str, Any]
 ) -> dict[str, float]:
-    """What LoRA saves against the training of all weights, on the same batch, in shares."""
+    """Returns what LoRA saves against the training of all weights, on the same batch, in shares."""
     training = recipe.training.model_copy(update={"method": "full"})
     full = trace(recipe.model_copy(update={"training": training}), base)
     other = cost_of(full, replace(settings, quantize=None), shape)

@@ -1,4 +1,4 @@
-"""What a run's first step was predicted to take, beside what it took.
+"""Predicted and measured cost of a run's first step.
 
 The prediction is a plan's (plan.py), made for the very batches of that step; both count tensors alone, without the process
 around them.
@@ -50,7 +50,7 @@ def predicted_and_measured(recipe: Recipe, record: dict[str, Any], folder: Path)
 
 
 def _shape(facts: ModelFacts, batch: dict[str, Any], packed: bool) -> BatchShape:
-    """Of a decoder, source and target of the longest row stand one after the other; packed rows are all target."""
+    """Returns the shape of a batch: in a decoder, source and target of the longest row form one sequence; packed rows are all target."""
     source = 0 if packed else batch["longest"] - batch["target"] if facts.causal else batch["source"]
     return BatchShape(batch["rows"], source, batch["target"], batch["padded"], batch["target_tokens"], packed)
 

@@ -132,7 +132,7 @@ def _base(rows: Sequence[Row]) -> list[str]:
 
 
 def _fits(rows: Sequence[Row], machine: dict[str, Any]) -> list[str]:
-    """Which variants this machine has room for, and what would make the others fit."""
+    """Returns which variants this machine has room for, and what would make the others fit."""
     known = [row for row in rows if row.get("fits") is not None]
     room = (
         f"{memory(machine['room'])} that there is room for on this {'GPU' if machine['kind'] == 'cuda' else 'machine'}"

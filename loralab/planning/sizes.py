@@ -23,11 +23,11 @@ class Sizes:
     trainable: int
     total: int
     saved_bytes: int
-    """Of the adapter's file; of the model's where all of it is trained."""
+    """Bytes of the adapter's file; of the model's where all of it is trained."""
     values_bytes: int
-    """Of the numbers in it alone."""
+    """Bytes of the numbers in it alone."""
     base_bytes: dict[str, int]
-    """Of the base in each dtype, and quantised."""
+    """Bytes of the base in each dtype, and quantised."""
 
 
 def sizes_of(facts: ModelFacts, method: str, dtype: str) -> Sizes:

@@ -136,7 +136,7 @@ def _count_in_decades(axes: Axes) -> None:
 
 
 def unbeaten(points: Sequence[tuple[float, float]], lower: bool) -> list[tuple[float, float]]:
-    """Those (cost, score) than which no other is both cheaper and better, by cost: the Pareto front."""
+    """Returns those (cost, score) than which no other is both cheaper and better, by cost: the Pareto front."""
     front: list[tuple[float, float]] = []
     for cost, score in sorted(points, key=lambda point: (point[0], point[1] if lower else -point[1])):
         if not front or (score < front[-1][1] if lower else score > front[-1][1]):

@@ -1,4 +1,4 @@
-"""What validation measured after each epoch, of every variant: as a table, with the best marked."""
+"""Validation scores after each epoch, of every variant: a table with the best marked."""
 
 from __future__ import annotations
 

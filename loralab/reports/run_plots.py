@@ -33,7 +33,7 @@ COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY)
 
 @dataclass(frozen=True)
 class Curves:
-    """What a run has written down of its course."""
+    """Learning curves of a run, from its files."""
 
     steps: Floats
     """[steps], from 1"""

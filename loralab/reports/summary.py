@@ -1,4 +1,4 @@
-"""What a comparison says in words, for a terminal: a few answers to read, the tables, and what they mean."""
+"""Summary of a comparison for a terminal: a few answers, the tables, and remarks."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
 
 
 def _elsewhere(rows: Sequence[Row]) -> list[str]:
-    """What the columns of forgetting are."""
+    """Returns what the columns of forgetting are."""
     measured = {name: of for row in rows for name, of in row.get("forgetting", {}).items()}
     lines = [
         f"loss on {name}: {of['rows']:,} rows of {of['data']}, {of['split']}, after the training."
@@ -96,7 +96,7 @@ def _elsewhere(rows: Sequence[Row]) -> list[str]:
 
 
 def _counted(rows: Sequence[Row]) -> str:
-    """What a loss is the mean of: a classifier's rows, a writer's tokens."""
+    """Returns what a loss is the mean of: a classifier's rows, a writer's tokens."""
     return "row" if any("accuracy" in row["metrics"] for row in rows) else "target token"
 
 
@@ -114,7 +114,7 @@ def _against_first(row: Row, first: Row) -> list[str]:
 
 
 def _apart(row: Row, other: Row, name: str) -> bool:
-    """Whether the row is better than the other by more than both intervals."""
+    """Tells whether the row is better than the other by more than both intervals."""
     a, b = row["metrics"][name], other["metrics"][name]
     if COLUMNS[name].better == "lower":
         a, b = b, a

@@ -26,10 +26,10 @@ class Turn:
     step: int
     learning_rate: float
     loss: float
-    """Of the smooth curve at the turn."""
+    """Value of the smooth curve at the turn."""
     peak_step: int
     peak_loss: float
-    """Where it stood highest afterwards."""
+    """Highest value afterwards."""
 
     def __str__(self) -> str:
         return (
@@ -39,7 +39,7 @@ class Turn:
 
 
 def window_of(steps: int) -> int:
-    """How many steps are averaged; odd, so that a window has a middle."""
+    """Counts how many steps are averaged; odd, so that a window has a middle."""
     return max(LEAST, steps // WINDOWS) | 1
 
 

@@ -50,7 +50,7 @@ def recipe_and_folder(
 
 
 def _is_data(path: Path) -> bool:
-    """Whether rows stand in the file, by its name; one JSON object may be a recipe."""
+    """Tells whether rows stand in the file, by its name; one JSON object may be a recipe."""
     suffix = suffix_of(path)
     if suffix == ".json" and path.is_file():
         return path.read_bytes()[:100].lstrip()[:1] == b"["
@@ -58,7 +58,7 @@ def _is_data(path: Path) -> bool:
 
 
 def _with_own_data(command: str, data: str) -> str:
-    """What to type; a plan takes the recipe of which `--data` chooses the columns."""
+    """Returns what to type; a plan takes the recipe of which `--data` chooses the columns."""
     if command == "plan":
         columns = "data.source=COLUMN data.target=COLUMN"
         return f"`loralab plan {DEFAULTS} {quote(f'data.name={data}')} {columns}`"

@@ -30,7 +30,7 @@ FOLDER, STATE, POSITION, ROWS, LOCK = "checkpoints", "state.safetensors", "posit
 
 @dataclass(frozen=True)
 class Position:
-    """Where the loop stands."""
+    """Position of the training loop."""
 
     step: int = 0
     """Steps done."""
@@ -39,7 +39,7 @@ class Position:
     seconds: float = 0.0
     """Spent training, over all lives of the run."""
     validations: tuple[dict[str, Any], ...] = ()
-    """What has been measured so far: the lines of validation.jsonl."""
+    """Validations so far: the lines of validation.jsonl."""
 
 
 def save(run: Path, engine: Engine, position: Position, best: int | None = None) -> Path:
@@ -70,7 +70,7 @@ def save(run: Path, engine: Engine, position: Position, best: int | None = None)
 
 
 def describe_last(run: Path) -> str:
-    """What there is to go on from, in words."""
+    """Returns what there is to go on from, in words."""
     finished = _finished(run)
     return (
         f"The checkpoint of step {int(finished[-1].name[5:])} is whole." if finished else "There is no checkpoint yet."
@@ -174,7 +174,7 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def at_work(run: Path) -> bool:
-    """Whether a process works in the run's folder now; the file of a lock may outlive its process, the lock does not."""
+    """Tells whether a process works in the run's folder now; the file of a lock may outlive its process, the lock does not."""
     from filelock import FileLock, Timeout
 
     if not (run / LOCK).exists():

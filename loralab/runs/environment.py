@@ -1,4 +1,4 @@
-"""What this machine has: memory, and whether it computes in bfloat16. Asked of the system, without a framework."""
+"""Properties of this machine: memory, bfloat16. Read from the system, without a framework."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Machine:
     """Bytes in all; 0 where the system does not say."""
     free: int
     bfloat16: bool
-    """Whether products in bfloat16 are likely to be the faster ones."""
+    """True if products in bfloat16 are likely to be the faster ones."""
 
     @property
     def room(self) -> int:

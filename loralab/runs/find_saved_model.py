@@ -87,7 +87,7 @@ def _place_of(path: Path) -> Path:
 
 
 def _for_labels(path: Path, data: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The same for a classifier, ours, PEFT's or Transformers': a label where else a target would stand."""
+    """Returns the same for a classifier, ours, PEFT's or Transformers': a label where else a target would stand."""
     file = next(file for file in (path / "adapter_config.json", path / "config.json") if file.exists())
     config = read_json(file)
     classifies = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())

@@ -55,7 +55,7 @@ def new_folder(out: Path | None, name: str) -> Path:
 
 
 def is_comparison(folder: Path) -> bool:
-    """Whether it is that of a comparison (experiments/compare.py) and not of a run."""
+    """Tells whether it is that of a comparison (experiments/compare.py) and not of a run."""
     return (folder / RECIPES).is_dir() or (folder / RESULTS).exists()
 
 
@@ -110,13 +110,13 @@ def check_whole(folder: Path, lost: Sequence[str]) -> None:
 
 
 def missing_results(folder: Path, recipe: Recipe) -> list[str]:
-    """What a comparison's table is made of and the run's folder lacks; trained weights may have been removed to save room."""
+    """Returns what a comparison's table is made of and the run's folder lacks; trained weights may have been removed to save room."""
     wanted = [RECORD, PREDICTIONS, *([FORGETTING] if recipe.forgetting else [])]
     return [name for name in wanted if not (folder / name).exists()]
 
 
 def missing_files(folder: Path, recipe: Recipe) -> list[str]:
-    """What a finished run of this recipe has left and its folder lacks."""
+    """Returns what a finished run of this recipe has left and its folder lacks."""
     lost, method = missing_results(folder, recipe), recipe.training.method
     saved = None if method == "none" else "model" if method == "full" else "adapter"
     return lost if saved is None or size_on_disk(folder / saved) else [*lost, saved]

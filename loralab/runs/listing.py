@@ -1,4 +1,4 @@
-"""What lies below a folder: runs and comparisons, what each scored, and how a stopped one goes on.
+"""Lists the runs and comparisons below a folder, with their scores and how to resume what was stopped.
 
 Nothing is asked but what stands in their files (folder.py): a `record.json` or `results.json` is written last, so that a
 folder with it is finished; one whose lock is held is running; any other was stopped. Recipes are read as they are,
@@ -149,7 +149,7 @@ def report(listed: Sequence[Listed], folder: Path) -> str:
 
 
 def _within(path: str, wholes: set[str]) -> bool:
-    """Whether a run is one of these comparisons', which goes on with it."""
+    """Tells whether a run is one of these comparisons', which goes on with it."""
     return any(str(parent) in wholes for parent in Path(path).parents)
 
 

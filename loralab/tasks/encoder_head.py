@@ -32,7 +32,7 @@ class EncoderHeadTask(Task):
 
     @property
     def reads_pairs(self) -> bool:
-        """Whether a row has two texts."""
+        """Tells whether a row has two texts."""
         return self.data.text_pair is not None
 
     def shown(self, source: str) -> str:

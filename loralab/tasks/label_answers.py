@@ -24,7 +24,7 @@ EVEN_ODDS = 0.5  # above which a label of several is given
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier says to each row."""
+    """Answers of a classifier to rows."""
 
     labels: Labels
     logits: Floats
@@ -32,7 +32,7 @@ class Answers:
 
     @property
     def numbers(self) -> bool:
-        """Whether each row's answer is a number, and no label."""
+        """Tells whether each row's answer is a number, and no label."""
         return isinstance(self.labels, RegressionOutput)
 
     @property
@@ -57,7 +57,7 @@ class Answers:
 
     @property
     def probabilities(self) -> list[dict[str, float]]:
-        """Of each row, by the label's name, in the labels' order."""
+        """Returns the probabilities of each row, by the label's name, in the labels' order."""
         return [dict(zip(self.labels.names, row, strict=True)) for row in self.table.tolist()]
 
     def as_json(self) -> list[dict[str, Any]]:

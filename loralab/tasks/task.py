@@ -1,4 +1,4 @@
-"""What every task answers: rows to tokens, tokens to scores."""
+"""Base class of the tasks: rows to tokens, tokens to scores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Done = Callable[[int], None]
 
 
 class TaskModel(Protocol):
-    """What a task asks of a model; engine.Engine has it."""
+    """The model's interface for a task; engine.Engine implements it."""
 
     tokenizer: PreTrainedTokenizerBase
     prompt: Prompt | Chat
@@ -71,7 +71,7 @@ class Task(ABC):
     classifies: ClassVar[bool] = False
     """The model chooses among labels, and writes nothing."""
     num_outputs: ClassVar[int | None] = None
-    """Of the head, where the task fixes it."""
+    """Outputs of the head, where the task fixes their number."""
     has_source: ClassVar[bool] = True
     """A row asks for something; without a source it is a text alone."""
 

@@ -29,18 +29,18 @@ class RunDatasets:
     """The rows of a run, as text."""
 
     training: StreamedSplit
-    """Of the main data."""
+    """Training rows of the main data."""
     mixture: dict[str, StreamedSplit]
-    """Of further data."""
+    """Training rows of further data."""
     choosing: Choosing | None
     """Measured on while training."""
     evaluated: Split
     leaked: int
-    """How many of the evaluated rows have a source that is among the training rows too."""
+    """Number of evaluated rows whose source is among the training rows too."""
     held_out: dict[str, Split]
-    """Of other data, on which forgetting is measured."""
+    """Rows of other data, on which forgetting is measured."""
     labels: Labels | None
-    """Of a classifier's rows."""
+    """Labels of a classifier's rows."""
 
     @property
     def trained_on(self) -> list[StreamedSplit]:
@@ -50,7 +50,7 @@ class RunDatasets:
 
 @dataclass(frozen=True)
 class TokenizedDatasets:
-    """The same rows, as token ids."""
+    """The rows of a run, as token ids."""
 
     training: Trained | None
     """None where nothing is trained."""
@@ -106,7 +106,7 @@ def _say_tokens(rows: AnySplit, data: DataSettings, encoded: Encoded) -> None:
 
 
 def describe_datasets(datasets: RunDatasets, tokens: TokenizedDatasets) -> dict[str, Any]:
-    """What the record says of the rows."""
+    """Returns what the record says of the rows."""
     about = {"evaluated": describe_rows(datasets.evaluated, tokens.evaluated) | {"leaked": datasets.leaked}}
     if tokens.training is None:
         return about
@@ -117,7 +117,7 @@ def describe_datasets(datasets: RunDatasets, tokens: TokenizedDatasets) -> dict[
 
 
 def _about_mixture(datasets: RunDatasets, encoded: Mixture) -> dict[str, Any]:
-    """What an epoch has of the main data, and below "mixture" of each further set, and what that is."""
+    """Returns what an epoch has of the main data, and below "mixture" of each further set, and what that is."""
     first, *others = describe_shares(encoded)
     sets = zip(datasets.mixture.items(), encoded.parts[1:], others, strict=True)
     return first | {
@@ -138,7 +138,7 @@ def describe_forgetting(
     after: dict[str, Scores],
     folder: Path,
 ) -> dict[str, Any]:
-    """What the record says of each of the other data sets; their rows' losses go into a file."""
+    """Returns what the record says of each of the other data sets; their rows' losses go into a file."""
     forgotten = {name: Forgotten(before[name], after[name]) for name in before}
     write_forgotten(folder, {name: each.numbers.tolist() for name, each in held_out.items()}, forgotten)
     return {

@@ -1,4 +1,4 @@
-"""Where training begins from nothing: a tokenizer, and a model with random weights, as a folder in Hugging Face's layout.
+"""Training from scratch: creates a tokenizer, and a model with random weights, as a folder in Hugging Face's layout.
 
 The folder is `base` in the run's; from there on the run is one of full fine-tuning. It is a pure function of recipe and
 training rows, and a run that goes on finds it there.

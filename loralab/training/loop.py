@@ -41,7 +41,7 @@ from loralab.training.validation import Validator, best_step, news, run_out
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What the loop measured of itself."""
+    """Steps, time and validations of a training."""
 
     steps: int
     planned: int
@@ -51,7 +51,7 @@ class TrainingResult:
     stopped: str | None
     """Why it took less steps than planned: "patience" or "max_minutes"; None where it took all."""
     seconds: float
-    """Of the steps; validations are not counted."""
+    """Time of the steps; validations are not counted."""
     tokens_per_second: float
     """Real source and target tokens; padding is not counted."""
     validations: tuple[Line, ...]
@@ -174,7 +174,7 @@ def _take(
 
 
 def _shape(batch: Batch) -> dict[str, Any]:
-    """How large it is; `longest` is that of source and target of one row together."""
+    """Returns how large it is; `longest` is that of source and target of one row together."""
     source, target = batch.source_mask.sum(axis=1), (batch.labels != IGNORED_LABEL).sum(axis=1)
     return {
         "rows": len(batch.rows), "source": batch.source_ids.shape[1], "target": batch.labels.shape[1],
@@ -190,7 +190,7 @@ def _worth_saving(recipe: Recipe, position: Position) -> bool:
 
 
 def _notes(engine: Engine, recipe: Recipe, position: Position, line: Line) -> Iterator[str]:
-    """What the progress line says of a step, the dispensable last."""
+    """Returns what the progress line says of a step, the dispensable last."""
     yield f"loss {line['loss']:.3f}"
     yield f"lr {line['learning_rate']:.1e}".replace("e-0", "e-")
     speed = position.tokens / max(position.seconds, 1e-9)
@@ -230,7 +230,7 @@ def _not_finite(engine: Engine, encoded: Trained, batches: list[Batch], step: in
 
 
 class Journal:
-    """Where a run writes down its steps and validations: its two files, and its trackers."""
+    """Writes a run's steps and validations to its two files and its trackers."""
 
     def __init__(self, run: Path, log: TextIO, trackers: Trackers) -> None:
         self.run, self.log, self.trackers = run, log, trackers
@@ -241,7 +241,7 @@ class Journal:
         self.trackers.log(line["step"], train_values(line))
 
     def samples(self, step: int, written: Sequence[TextSample]) -> None:
-        """What the model wrote at a validation, after what it wrote before."""
+        """Returns what the model wrote at a validation, after what it wrote before."""
         if written:
             lines = read_lines(self.run / SAMPLES) if (self.run / SAMPLES).exists() else []
             write_lines(self.run / SAMPLES, [*lines, *({"step": step, **asdict(each)} for each in written)])

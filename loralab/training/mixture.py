@@ -29,7 +29,7 @@ def read_mixture(recipe: Recipe) -> dict[str, StreamedSplit]:
 
 
 def announce_mixture(recipe: Recipe, rows: Mapping[str, AnySplit]) -> str:
-    """How many rows each has, and what was found in them, for people."""
+    """Counts how many rows each has, and what was found in them, for people."""
     return "".join(f"mixture.{name}: {announce(each, recipe.mixture[name])}\n" for name, each in rows.items())
 
 
@@ -75,7 +75,7 @@ def say_shares(mixture: Mixture) -> None:
 
 
 def shares(mixture: Mixture) -> Sequence[float]:
-    """Of an epoch's rows."""
+    """Returns each set's share of an epoch's rows."""
     return [count / sum(mixture.counts) for count in mixture.counts]
 
 

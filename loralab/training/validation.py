@@ -35,7 +35,7 @@ class Choosing:
 
     rows: Split
     held_out: int
-    """How many of the first training rows they are; 0 where they are the validation split's."""
+    """Number of first training rows that they are; 0 where they are the validation split's."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def best_step(recipe: Recipe, validations: Sequence[Line]) -> int | None:
 
 
 def run_out(validations: Sequence[Line], settings: ValidationSettings) -> bool:
-    """Whether the last `patience` validations have brought nothing better."""
+    """Tells whether the last `patience` validations have brought nothing better."""
     if settings.patience is None:
         return False
     best = best_of(validations, settings.metric)

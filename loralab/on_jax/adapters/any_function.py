@@ -31,7 +31,7 @@ ARRAY = object()  # in the place of an array
 
 @dataclass(frozen=True)
 class Scope:
-    """What one trace needs beside its program."""
+    """State of one trace, beside its program."""
 
     report: Report
     """Is told a weight's name and the operation that its sum had to be formed for."""
@@ -139,7 +139,7 @@ def _closed_call(params: dict[str, Any], operands: list[Any], scope: Scope) -> l
 
 
 def _remat(params: dict[str, Any], operands: list[Any], scope: Scope) -> list[Any]:
-    """What the program hands on as it came, as NNX's does with a module, stays as it is: a weight in factors too."""
+    """Keeps what the program hands on unchanged, as NNX's does with a module: a weight in factors too."""
     jaxpr: Jaxpr = params["jaxpr"]
     came = dict(zip(jaxpr.invars, operands, strict=True))
     made = jaxpr.replace(outvars=[out for out in jaxpr.outvars if isinstance(out, Literal) or out not in came])

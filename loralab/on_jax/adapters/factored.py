@@ -53,7 +53,7 @@ class Factored:
         return self.W.astype(self.A.dtype) + self.scale * delta
 
     def lengths(self, array: Array) -> Array:
-        """Of the row of each output, [l…, o…], in an array like W."""
+        """Returns the norm of the row of each output, [l…, o…], in an array like W."""
         squares = jnp.square(array.astype(self.A.dtype))
         return jnp.sqrt(jnp.einsum(f"{self.letters()}->{self.letters('lo')}", squares))
 
@@ -68,7 +68,7 @@ class Factored:
         )
 
     def one_layer(self) -> Factored:
-        """What a scan over the layers has taken apart: the arrays have lost their first axis, now the letters do."""
+        """Handles what a scan over the layers has taken apart: the arrays have lost their first axis, now the letters do."""
         return Factored(self.W, self.A, self.B, self.stretch, self.axes[1:], self.scale, self.name)
 
     def letters(self, kinds: str | None = None) -> str:
@@ -83,7 +83,7 @@ class Factored:
 
 
 def is_factored(value: Any) -> bool:
-    """Whether this is a weight with its update."""
+    """Tells whether this is a weight with its update."""
     return isinstance(value, Factored)
 
 

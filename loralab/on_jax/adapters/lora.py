@@ -100,7 +100,7 @@ class Adapted:
     updated: Mapping[int, Weight]
     """The weights with an update, by the number of their leaf in the base."""
     whole: Mapping[int, Weight]
-    """Those that are trained whole."""
+    """Weights that are trained whole."""
     reported: set[tuple[str, str]] = field(default_factory=set, repr=False)
 
     def __call__(
@@ -122,7 +122,7 @@ class Adapted:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """The same, from the base's leaves."""
+        """Returns the same, from the base's leaves."""
         masks, filled = self._masks(lora_rng), self._filled(leaves, trainable)
         if not self.updated:
             return self.f(jax.tree.unflatten(self.tree, filled), *args, **kwargs)
@@ -130,7 +130,7 @@ class Adapted:
         return call(self.f, scope, self.tree, filled, *args, **kwargs)
 
     def start(self, base: Any) -> Trainable:
-        """What is trained, as it is before the first step: no update yet. Two calls give the same.
+        """Returns what is trained, as it is before the first step: no update yet. Two calls give the same.
 
         What is trained whole is copied, so that a step to which trainable is donated leaves the base alone; with `disabled`
         it is the base's own arrays.
@@ -145,7 +145,7 @@ class Adapted:
         return trainable
 
     def shapes(self) -> dict[str, Any]:
-        """Of what is trained."""
+        """Returns the shapes of what is trained."""
         updates = {weight.module: factor_shapes(self.spec, weight) for weight in self.updated.values()}
         return {**updates, **{weight.path: weight.shape for weight in self.whole.values()}}
 
@@ -154,7 +154,7 @@ class Adapted:
         return self.merged(self._leaves(base), trainable)
 
     def merged(self, leaves: list[Any], trainable: Trainable) -> Any:
-        """The same, from the base's leaves."""
+        """Returns the same, from the base's leaves."""
         return jax.tree.unflatten(self.tree, [dense(leaf) for leaf in self._filled(leaves, trainable)])
 
     def frozen(self, base: Any) -> list[Any]:
@@ -223,7 +223,7 @@ class Adapted:
 
 
 def _level_of_caller() -> int:
-    """How far above `warn` the first line is that is neither ours nor JAX's."""
+    """Returns how far above `warn` the first line is that is neither ours nor JAX's."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(LIBRARIES):
         level, frame = level + 1, frame.f_back
@@ -231,13 +231,13 @@ def _level_of_caller() -> int:
 
 
 def _key(seed: int) -> Array:
-    """Of any seed: without 64-bit numbers JAX takes 32 bits of it."""
+    """Returns the key of any seed: without 64-bit numbers JAX takes 32 bits of it."""
     key = jax.random.key(seed % 2**32)
     return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
 
 
 def _is_key(value: Any) -> bool:
-    """Whether this is one key, of `jax.random.key` or of the older `jax.random.PRNGKey`."""
+    """Tells whether this is one key, of `jax.random.key` or of the older `jax.random.PRNGKey`."""
     if not hasattr(value, "dtype"):
         return False
     new = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
@@ -252,7 +252,7 @@ def _refuse(name: str, operation: str) -> None:
 
 
 def factor_shapes(spec: LoRASpec, weight: Weight) -> dict[str, tuple[int, ...]]:
-    """Of A [l…, r, i…] and B [l…, o…, r], and with DoRA of the magnitude [l…, o…]."""
+    """Returns the shapes of A [l…, r, i…] and B [l…, o…, r], and with DoRA of the magnitude [l…, o…]."""
     layers, inputs, outputs, rank = *weight.sizes(), spec.rank_of(weight.module)
     shapes = {"A": (*layers, rank, *inputs), "B": (*layers, *outputs, rank)}
     return {**shapes, "magnitude": (*layers, *outputs)} if spec.use_dora else shapes

@@ -83,7 +83,7 @@ def _seen(x: Array, weight: Factored, masks: Masks | None) -> Array:
 
 
 def _dropped(x: Array, weight: Factored, masks: Masks | None) -> tuple[Array, float]:
-    """What the update sees of x, and what it is scaled by."""
+    """Returns what the update sees of x, and what it is scaled by."""
     x = _seen(x, weight, masks)
     return (x, weight.scale) if masks is None else (masks.drop(x), weight.scale / (1 - masks.rate))
 

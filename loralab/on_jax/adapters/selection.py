@@ -1,4 +1,4 @@
-"""What a LoRASpec selects in a tree of weights: those that get an update, and those that are trained whole."""
+"""Selection by a LoRASpec in a tree of weights: those that get an update, and those that are trained whole."""
 
 from __future__ import annotations
 

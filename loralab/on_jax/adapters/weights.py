@@ -48,7 +48,7 @@ class Weight:
     axes: str | None
     """A letter for each axis of a matrix, see factored.py; None for what LoRA cannot adapt."""
     state: bool = False
-    """Whether it is no parameter of the model."""
+    """True if it is no parameter of the model."""
 
     @property
     def leaf(self) -> str:
@@ -57,7 +57,7 @@ class Weight:
 
     @property
     def trainable(self) -> bool:
-        """Whether it can be trained."""
+        """Tells whether it can be trained."""
         return bool(jnp.issubdtype(self.dtype, jnp.floating)) and not self.state
 
     @property
@@ -75,20 +75,20 @@ class Weight:
 
     @property
     def kind(self) -> str:
-        """What it is, for messages."""
+        """Returns what it is, for messages."""
         what = "state" if self.state else "vector" if self.vector else "matrix" if self.axes else "tensor"
         likely = ", by its name (axes say otherwise)" if what == "vector" and len(self.shape) > 1 else ""
         return f"{what} of {self.dtype} {list(self.shape)}{likely}"
 
     def sizes(self) -> tuple[list[int], list[int], list[int]]:
-        """Of a matrix's layers, inputs and outputs."""
+        """Returns the sizes of the layers, the inputs and the outputs."""
         pairs = list(zip(self.shape, self.axes or "", strict=True))
         layers, inputs, outputs = ([size for size, axis in pairs if axis == kind] for kind in "lio")
         return layers, inputs, outputs
 
 
 def weights_of_tree(params: Any, said: Mapping[str, str]) -> list[Weight | None]:
-    """What each leaf of the tree is, in the tree's order; None for a leaf that is no array.
+    """Returns what each leaf of the tree is, in the tree's order; None for a leaf that is no array.
 
     Args:
         said: rules -> the letters of the axes of the weights that they select.
@@ -121,7 +121,7 @@ def _inside(path: tuple[Any, ...], node: Any, inner: tuple[Any, ...]) -> str:
 
 
 def _beside_parameters(places: list[tuple[tuple[Any, ...], Any]], paths: list[str]) -> tuple[str, ...]:
-    """Where there are no parameters, as beginnings of paths: NNX's other variables, Linen's other collections."""
+    """Returns where there are no parameters, as beginnings of paths: NNX's other variables, Linen's other collections."""
     others = [
         f"{dotted(path)}." for path, node in places if "Variable" in (kinds := _boxes(node)) and "Param" not in kinds
     ]
@@ -204,7 +204,7 @@ def refuse_unsaid(rules: tuple[str, ...], weights: list[Weight]) -> None:
 
 
 def _likely_axes(weight: Weight) -> str:
-    """Of attention by its name; of a matrix per layer, or a convolution."""
+    """Returns the likely meaning of each axis: of attention by its name; else of a matrix per layer, or of a convolution."""
     number, axes = len(weight.shape), LIKELY_AXES.get(weight.module.rpartition(".")[2])
     if axes is None or not 3 <= number <= 4:
         return "lio" if number == 3 else "i" * (number - 1) + "o"

@@ -128,5 +128,5 @@ def power(length: Array, decoding: Decoding) -> Array:
 
 
 def pick(values: Array, places: Array) -> Array:
-    """Of [B, X, ...] those at the places [B, Y]: [B, Y, ...]."""
+    """Returns the entries of [B, X, ...] at the places [B, Y]: [B, Y, ...]."""
     return values[jnp.arange(len(values))[:, None], places]

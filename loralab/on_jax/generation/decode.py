@@ -17,7 +17,7 @@ from loralab.on_jax.models.t5_layers import Params
 
 
 class Written(NamedTuple):
-    """What the loop carries."""
+    """State of the generation loop."""
 
     step: Array
     tokens_BL: Array

@@ -53,7 +53,7 @@ def generate_ids(
 
 
 def batch_shape(rows: int, longest: int, decoding: Decoding) -> tuple[int, int]:
-    """How many rows the next batch has room for, and how long its sources are, when so many are left and the first is so long."""
+    """Counts how many rows the next batch has room for, and how long its sources are, when so many are left and the first is so long."""
     length = max(SHORTEST, power_of_two(longest))
     most = max(1, TOKENS_PER_BATCH // (length + decoding.beams * decoding.max_new_tokens))
     return min(power_of_two(most + 1) // 2, power_of_two(rows)), length

@@ -56,7 +56,7 @@ def load_model(name: str, dtype: str = "auto") -> tuple[T5, dict[str, Any], PreT
 
 
 def choose_dtype(dtype: str) -> np.dtype[Any]:
-    """What `dtype` means on this machine."""
+    """Returns what `dtype` means on this machine."""
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in DTYPES:

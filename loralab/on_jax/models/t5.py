@@ -42,7 +42,7 @@ from loralab.on_jax.training.loss import IGNORED, token_losses
 
 
 class Output(NamedTuple):
-    """What Hugging Face's forward returns: mean loss per target token (None without labels) and logits [B, T, V]."""
+    """Output of the forward pass, as Hugging Face's: mean loss per target token (None without labels) and logits [B, T, V]."""
 
     loss: Array | None
     logits: Array
@@ -139,7 +139,7 @@ class T5:
         return jnp.where(future_LL, HIDDEN, self.position_bias(stack, False, length))
 
     def shapes(self, own_head: bool) -> dict[str, tuple[int, ...]]:
-        """Of each weight, under Hugging Face's names."""
+        """Returns the shape of each weight, under Hugging Face's names."""
         c, inner = self.config, self.config.num_heads * self.config.d_kv
         attention = {"q": (inner, c.d_model), "k": (inner, c.d_model), "v": (inner, c.d_model), "o": (c.d_model, inner)}
         inputs = ("wi_0", "wi_1") if c.gated else ("wi",)

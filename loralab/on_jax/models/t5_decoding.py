@@ -31,7 +31,7 @@ Pairs = list[tuple[Array, Array]]
 
 
 class Source(NamedTuple):
-    """What every step reads and none writes."""
+    """Arrays that every step reads and none changes."""
 
     cross: Pairs
     """For each block the source's keys and values, [B, H, S, E]."""
@@ -42,7 +42,7 @@ class Source(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What the decoder remembers of the tokens so far."""
+    """KV cache of the decoder."""
 
     own: Pairs
     """For each block its own keys and values, [N, H, L, E]."""

@@ -89,7 +89,7 @@ def _solve(equation: JaxprEqn) -> int:
 
 
 def _scaled_dot(equation: JaxprEqn) -> int:
-    """Of [B, M, K] and [B, N, K] in few bits, with a scale for each block of K."""
+    """Returns the FLOPs of [B, M, K] and [B, N, K] in few bits, with a scale for each block of K."""
     return 2 * prod(_shape(equation.outvars[0])) * _shape(equation.invars[0])[-1]
 
 

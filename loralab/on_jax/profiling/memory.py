@@ -19,7 +19,7 @@ class Memory:
     arguments: int
     outputs: int
     temporary: int
-    """What the program needs while it runs: activations, gradients on their way."""
+    """Memory of the program while it runs: activations, gradients on their way."""
     shared: int
     """Outputs that take the place of donated arguments."""
 
@@ -30,8 +30,10 @@ class Memory:
 
 
 def measure(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Memory:
-    """What f(*args, **kwargs) takes, compiled for the default device and not run. A jitted f is compiled as it is, with what it
-    donates; arguments may be `jax.ShapeDtypeStruct`s."""
+    """Returns the memory that f(*args, **kwargs) takes, compiled for the default device and not run.
+
+    A jitted f is compiled as it is, with what it donates; arguments may be `jax.ShapeDtypeStruct`s.
+    """
     compiled = (f if isinstance(f, Wrapped) else jax.jit(f)).lower(*args, **kwargs).compile()
     found = compiled.memory_analysis()
     if found is None:

@@ -57,7 +57,7 @@ def read_compatible(model: nn.Module, folder: str | Path) -> AdapterFiles:
 
 
 def _holds(weight: Tensor, values: Tensor) -> bool:
-    """Whether values [fp32] are the weight's, where one of the two may have been rounded to fewer bits."""
+    """Tells whether values [fp32] are the weight's, where one of the two may have been rounded to fewer bits."""
     values = values.to(weight.device)
     rounded = (weight.to(dtype).float() for dtype in (weight.dtype, torch.bfloat16, torch.float16))
     return torch.equal(values.to(weight.dtype), weight) or any(torch.equal(each, values) for each in rounded)

@@ -47,7 +47,7 @@ from loralab.on_torch.ops.linear import dense_weight, is_linear, is_transposed, 
 
 @dataclass
 class Attachment:
-    """What loralab keeps on a model: its adapters, the modules that it wrapped, and the base parameters that adapters replace."""
+    """State that loralab keeps on a model: its adapters, the modules that it wrapped, and the base parameters that adapters replace."""
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
     wrapped: dict[str, AdaptedModule] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def attach(model: nn.Module, spec: LoRASpec, name: str = "default") -> Adapter:
 
 
 def attachment_for(model: nn.Module, name: str) -> Attachment:
-    """What the model has attached already, if there is room for an adapter of this name."""
+    """Returns what the model has attached already, if there is room for an adapter of this name."""
     if not name or "." in name:
         raise AdapterError(f"An adapter's name is a word without dots, not {name!r}.")
     attachment: Attachment = getattr(model, ATTRIBUTE, None) or Attachment()
@@ -152,18 +152,18 @@ class Adapter:
         """How this base is stored otherwise than the one that the adapter was trained on."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained; what requires no gradient is saved, but left as it is."""
+        """Returns what is trained; what requires no gradient is saved, but left as it is."""
         own = [p for update in self.updates.values() for p in update.parameters()] + list(self.tuned.values())
         return [parameter for parameter in own if parameter.requires_grad]
 
     @property
     def trainable(self) -> int:
-        """How many numbers are trained."""
+        """Counts how many numbers are trained."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def total(self) -> int:
-        """How many numbers the base and this adapter's updates hold together."""
+        """Counts how many numbers the base and this adapter's updates hold together."""
         return size(self.model) + sum(p.numel() for update in self.updates.values() for p in update.parameters())
 
     def enable(self) -> None:
@@ -234,7 +234,7 @@ class Adapter:
         files.check_finite({name: bool(p.isfinite().all()) for name, p in (named | self.tuned).items()}, "The adapter")
 
     def _onto(self, model: nn.Module) -> Adapter:
-        """The same adapter on another copy of the base."""
+        """Returns the same adapter on another copy of the base."""
         attachment = attachment_for(model, self.name)
         other = install(model, attachment, self.spec, self.name, list(self.updates), list(self.tuned))
         with torch.no_grad():
@@ -272,7 +272,7 @@ class Adapter:
         )
 
     def _about_base(self) -> dict[str, Any]:
-        """How it is stored, and the fingerprint of what the adapter does not replace: a classifier's head may be random in the base."""
+        """Returns the base's storage, and the fingerprint of what the adapter does not replace: a classifier's head may be random."""
         own = [name for name in base_shapes(self.model) if name not in self.tuned]
         return {"quantize": quantization_of(self.model), "fingerprint": fingerprint(self.model, own)}
 

@@ -1,4 +1,4 @@
-"""What stands below an attached adapter: the base's modules and weights by name, packed or not, and its fingerprint."""
+"""The base below an attached adapter: its modules and weights by name, packed or not, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def quantized_modules(model: nn.Module) -> dict[str, QuantizedLinear]:
 
 
 def quantization_of(model: nn.Module) -> str | None:
-    """What the base's linear maps are packed as; None where they are not."""
+    """Returns what the base's linear maps are packed as; None where they are not."""
     return next((module.kind for module in quantized_modules(model).values()), None)
 
 
 def storage_in_words(model: nn.Module) -> str:
-    """How many of the linear maps are packed, and what that spares; "" where none is."""
+    """Counts how many of the linear maps are packed, and what that spares; "" where none is."""
     packed = quantized_modules(model)
     if not packed:
         return ""
@@ -77,7 +77,7 @@ def storage_in_words(model: nn.Module) -> str:
 
 
 def size(model: nn.Module) -> int:
-    """How many numbers the base holds, packed or not."""
+    """Counts how many numbers the base holds, packed or not."""
     held = {id(parameter): parameter.numel() for parameter in base_parameters(model).values()}
     return sum(held.values()) + sum(m.out_features * m.in_features for m in quantized_modules(model).values())
 
@@ -95,7 +95,7 @@ def shared_parameters(model: nn.Module, modules: Mapping[str, nn.Module]) -> fro
 
 
 def is_turned(model: nn.Module, name: str) -> bool:
-    """Whether the files have this weight the other way round: of our GPT-2 some were turned on the way in."""
+    """Tells whether the files have this weight the other way round: of our GPT-2 some were turned on the way in."""
     return name.endswith(getattr(model, "turned", ()))
 
 
@@ -131,7 +131,7 @@ def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> Fingerp
 
 
 def describe_modules(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Module]:
-    """What rules may know of the modules."""
+    """Returns what rules may know of the modules."""
     output = getattr(model, "get_output_embeddings", lambda: None)()
     heads = head_modules(model)
     for name, module in modules.items():

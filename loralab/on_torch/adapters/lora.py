@@ -166,7 +166,7 @@ class AdaptedLinear(AdaptedModule):
         return self._add(x, update, project_down(x, [update], self.masks, self.training))
 
     def project_together(self, x: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
-        """What each of the modules gives for x; those of them that are adapted meet x in one low-rank product."""
+        """Returns what each of the modules gives for x; those of them that are adapted meet x in one low-rank product."""
         adapted = [each for each in linears if isinstance(each, AdaptedLinear)]
         updates = [update for each in adapted if (update := each.update()) is not None]
         if len(updates) < 2 or (self.training and updates[0].dropout and not updates[0].shared_dropout):
@@ -204,7 +204,7 @@ def project_down(x: Tensor, updates: Sequence[LoRAWeights], masks: DropoutMasks,
 
 
 def _few(x: Tensor) -> bool:
-    """Whether these are the rows of a step of generation on a CPU."""
+    """Tells whether these are the rows of a step of generation on a CPU."""
     return not torch.is_grad_enabled() and x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1]
 
 

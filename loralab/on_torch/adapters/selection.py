@@ -1,4 +1,4 @@
-"""What a LoRASpec selects in a model: the modules that get an update, and the parameters that are trained whole; and what it
+"""Selection by a LoRASpec in a model: the modules that get an update, and the parameters that are trained whole; and what it
 must not select."""
 
 from __future__ import annotations

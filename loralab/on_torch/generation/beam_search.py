@@ -90,7 +90,7 @@ class Beams:
         return (first + _pick(parents, chosen)).flatten()
 
     def _stopped(self, written: Tensor) -> Tensor:
-        """Which candidates, [B, 2M], have just completed a stop text."""
+        """Returns which candidates, [B, 2M], have just completed a stop text."""
         if self.stops is None:
             return torch.zeros_like(written[:, :, 0], dtype=torch.bool)
         end = self.begun + self.length
@@ -130,5 +130,5 @@ class Beams:
 
 
 def _pick(values: Tensor, places: Tensor) -> Tensor:
-    """Of [B, X, ...] those at the places [B, Y]: [B, Y, ...]."""
+    """Returns the entries of [B, X, ...] at the places [B, Y]: [B, Y, ...]."""
     return values[torch.arange(len(values), device=values.device)[:, None], places]

@@ -19,7 +19,7 @@ LEAVING = 8  # one in so many rows of a batch must have ended before they leave
 
 
 class DecoderState(Protocol):
-    """What a model keeps of a batch of B sources between tokens, each with M hypotheses: N = B · M of them.
+    """Decoding state of a batch of B sources between tokens, each with M hypotheses: N = B · M of them.
 
     `context`: [B, C], what counts as written before the first token: a start token, or the prompt. The first step is
     given the last of it.

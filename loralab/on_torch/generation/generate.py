@@ -141,7 +141,7 @@ def generate(
 
 
 def _start(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What stands for a text of no tokens: the token that begins a text, or else the one that ends it, as in GPT-2's training."""
+    """Returns what stands for a text of no tokens: the token that begins a text, or else the one that ends it, as in GPT-2's training."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return [token]

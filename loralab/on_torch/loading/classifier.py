@@ -48,7 +48,7 @@ def stored_labels(folder: Path) -> Labels | None:
 
 
 def _labels_by_shape(folder: Path) -> Labels | None:
-    """Of an adapter made elsewhere, which has no names: one for each output of the head in it."""
+    """Returns labels for an adapter made elsewhere, which has no names: one for each output of the head in it."""
     stored = files.read_adapter(folder)
     last = [array for name, array in stored.tuned.items() if LAST_OF_HEAD.search(name)]
     if stored.task_type != "SEQ_CLS" or not last:

@@ -1,4 +1,4 @@
-"""Where a model runs and in which dtype: what `auto` means."""
+"""Chooses the device and dtype of a model: the meaning of `auto`."""
 
 from __future__ import annotations
 

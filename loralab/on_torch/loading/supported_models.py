@@ -1,4 +1,4 @@
-"""Which checkpoints a recipe can train, told from config.json before any weight is read.
+"""Checks that a recipe can train a checkpoint, by its config.json, before any weight is read.
 
 A recipe teaches a model to write: it must be an encoder-decoder (T5, BART, …) or a decoder-only language model (Llama,
 GPT-2, …). All others are named with the reason, and with what to use instead.

@@ -29,7 +29,7 @@ _PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class CausalFamily(ModelFamily):
-    """What decoder-only models have in common: rows are joined, and a row may hold several texts."""
+    """Behaviour shared by decoder-only models: rows are joined, and a row may hold several texts."""
 
     causal = True
 
@@ -95,7 +95,7 @@ class CausalFamily(ModelFamily):
 
 
 def _of_several_texts(documents: Tensor) -> Tensor | None:
-    """The same, or None where each row is one text: padding stands on the right, where no token looks."""
+    """Returns the same, or None where each row is one text: padding stands on the right, where no token looks."""
     return documents if bool((documents > 0).any()) else None
 
 
@@ -137,7 +137,7 @@ def losses_at(model: nn.Module, following: Tensor, smoothing: float, **inputs: A
 
 
 def head_is_last(model: nn.Module) -> bool:
-    """Whether logits are what the head gives. Some families scale them afterwards (Cohere), others cap them (Gemma 2).
+    """Tells whether logits are what the head gives. Some families scale them afterwards (Cohere), others cap them (Gemma 2).
 
     Tried once a model: a known output of the head must come out as it is.
     """

@@ -1,4 +1,4 @@
-"""What loralab asks of a kind of model, as one record for each: `ModelFamily`.
+"""The record of each model family: `ModelFamily`.
 
 registry.py lists the families and finds the one of a model or of a config. Nothing else asks for a model's class: what differs
 between families stands in theirs.

@@ -207,7 +207,7 @@ class GPT2(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and products."""
+        """The dtype of weights and products."""
         return self.transformer.wte.weight.dtype
 
     def logits(self, states_D: Tensor) -> Tensor:

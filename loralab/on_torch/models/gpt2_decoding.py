@@ -64,7 +64,7 @@ class Cache:
         return hide_end(bias)
 
     def _mixed(self, index: int, q_NH1E: Tensor, bias: Tensor) -> Tensor:
-        """What the next position takes from itself and all before it, [N, H, 1, E]."""
+        """Returns what the next position takes from itself and all before it, [N, H, 1, E]."""
         if self.shared:
             return beside_prompt(q_NH1E, self.shared[index], self.own[index], self.bias, bias)
         return self.own[index].attend(q_NH1E, bias)

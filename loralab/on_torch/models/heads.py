@@ -42,7 +42,7 @@ def head_parameters(model: nn.Module) -> list[str]:
 def head_in_words(
     model: nn.Module, trained: Iterable[nn.Parameter], saved: Collection[str], fresh: bool, labels: Labels
 ) -> str:
-    """What is to be known of a classifier's head: where it came from, and what becomes of it."""
+    """Returns what is to be known of a classifier's head: where it came from, and what becomes of it."""
     names, ids = set(head_parameters(model)), {id(parameter) for parameter in trained}
     origin = "freshly initialised" if fresh else "the base's"
     state = "trained" if any(id(p) in ids for name, p in model.named_parameters() if name in names) else "frozen"

@@ -21,14 +21,14 @@ from loralab.on_torch.ops.probe import Probe, trial_numbers
 MORE = 64
 """Positions by which the room grows."""
 BAGS = platform.machine().lower() in ("x86_64", "amd64")
-"""Whether bags are fast here."""
+"""True if bags are fast here."""
 
 
 class KVCache:
     """Keys [N, H, E, R] and values [N, H, R, E], zero beyond the first `length` positions."""
 
     def __init__(self, k_NHLE: Tensor, v_NHLE: Tensor, grows: bool = True) -> None:
-        """Those that do not grow have no room for more."""
+        """`grows`: further positions will be written; without it no memory is kept for them."""
         self.length = k_NHLE.shape[2]
         positions = capacity(self.length + 1) if grows else self.length
         self.keys = _widened(k_NHLE.transpose(-1, -2), 3, positions)
@@ -45,7 +45,7 @@ class KVCache:
         self.length += 1
 
     def attend(self, q_NHME: Tensor, bias_NHMR: Tensor | None) -> Tensor:
-        """What queries, already scaled, take from all positions, [N, H, M, E]."""
+        """Returns what queries, already scaled, take from all positions, [N, H, M, E]."""
         scores_NHMR = self.scores(q_NHME)
         return self.take(torch.softmax(scores_NHMR if bias_NHMR is None else scores_NHMR + bias_NHMR, -1))
 
@@ -110,7 +110,7 @@ def _bagged(weights_NHMK: Tensor, rows_NHKX: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _numbers(groups: int, queries: int, terms: int) -> Tensor:
-    """Which rows each bag sums, [groups · queries, terms]: the queries of a group sum the same."""
+    """Returns which rows each bag sums, [groups · queries, terms]: the queries of a group sum the same."""
     with torch.inference_mode(False):
         numbers = torch.arange(groups * terms, dtype=torch.int32).view(groups, 1, terms)
         return numbers.expand(-1, queries, -1).reshape(-1, terms)
@@ -137,6 +137,6 @@ def capacity(length: int) -> int:
 
 
 def hide_end(bias_L: Tensor) -> Tensor:
-    """What is added to the scores of positions, [.., L], widened to their room, whose end is hidden: [.., R]."""
+    """Returns what is added to the scores of positions, [.., L], widened to their room, whose end is hidden: [.., R]."""
     length = bias_L.shape[-1]
     return F.pad(bias_L, (0, capacity(length) - length), value=torch.finfo(bias_L.dtype).min)

@@ -1,4 +1,4 @@
-"""What our models give back, as Hugging Face's do."""
+"""Outputs of our models, as Hugging Face's."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """What encoder and decoder share: blocks, a final norm, dropout, and the position biases that live in the first block."""
+    """The common part of encoder and decoder: blocks, a final norm, dropout, and the position biases that live in the first block."""
 
     def __init__(self, config: T5Config, layers: int, decoder: bool) -> None:
         super().__init__()

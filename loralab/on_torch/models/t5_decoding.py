@@ -44,7 +44,7 @@ class Cache:
         return self.model.logits(states_N1D[:, 0]).float()
 
     def position_bias(self) -> Tensor:
-        """Of the next position towards itself and those before it, [1, H, 1, R]."""
+        """Returns the bias of the next position towards itself and those before it, [1, H, 1, R]."""
         return hide_end(self.bias_1H1L[..., -self.own[0].length - 1 :])
 
     def grow(self, tokens: int) -> None:

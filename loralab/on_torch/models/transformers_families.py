@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class TransformersFamily(ModelFamily):
-    """What classes of Transformers' have in common.
+    """Behaviour shared by the classes of Transformers.
 
     Attributes:
         auto_class: Transformers' class that builds any of this family from a config.
@@ -293,7 +293,7 @@ def _is_transformers(model: nn.Module) -> bool:
 
 
 def _uses(model: nn.Module) -> Counter[int]:
-    """How many modules hold each parameter."""
+    """Counts how many modules hold each parameter."""
     return Counter(id(each) for module in model.modules() for each in module.parameters(recurse=False))
 
 

@@ -145,7 +145,7 @@ def dense_shape(module: nn.Module) -> tuple[int, int]:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether it is a linear map whose matrix is stored as [in, out]."""
+    """Tells whether it is a linear map whose matrix is stored as [in, out]."""
     return is_conv1d(module) or (isinstance(module, QuantizedLinear) and module.transposed)
 
 

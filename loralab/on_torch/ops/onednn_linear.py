@@ -91,7 +91,7 @@ class OneDNNProduct(torch.autograd.Function):
 
 
 def _is_onednns(x: Tensor, weight_OI: Tensor) -> bool:
-    """Whether this product is in fp32 on a CPU, and nobody asks for another."""
+    """Tells whether this product is in fp32 on a CPU, and nobody asks for another."""
     return (
         _enabled()
         and x.device.type == weight_OI.device.type == "cpu"
@@ -134,7 +134,7 @@ def _operands(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _try_product(dtype: torch.dtype, _: torch.device) -> tuple[Tensor, Tensor]:
-    """Of W, and of a turned W, as in the backward pass."""
+    """Tries the product of W, and of a turned W, as in the backward pass."""
     x, weight, bias = _operands(dtype)
     turned = weight.T.contiguous().T
     return (
@@ -144,7 +144,7 @@ def _try_product(dtype: torch.dtype, _: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _try_layout(dtype: torch.dtype, _: torch.device) -> tuple[Tensor, Tensor]:
-    """Of a W that is laid out, with and without an activation."""
+    """Tries the product of a W that is laid out, with and without an activation."""
     x, weight, bias = _operands(dtype)
     layout, plain = _layout(weight), F.linear(x.float(), weight.float(), bias.float())
     found = torch.stack([_onednn(x, layout, bias), _onednn(x, layout, bias, "gelu", "tanh")])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
-"""Of the largest number: sums in another order; two roundings to 8 bits."""
+"""Tolerance as a share of the largest number: sums in another order; two roundings to 8 bits."""
 CPU = torch.device("cpu")
 
 Trial = Callable[[torch.dtype, torch.device], tuple[Tensor, Tensor]]
@@ -32,7 +32,7 @@ class Probe:
         self._known: dict[tuple[torch.dtype, torch.device], bool] = {}
 
     def works(self, dtype: torch.dtype, device: torch.device = CPU) -> bool:
-        """Whether the operation gives the right numbers here; tried when first asked, and then known."""
+        """Tells whether the operation gives the right numbers here; tried when first asked, and then known."""
         known = self._known.get((dtype, device))
         if known is None:
             failure = self._try(dtype, device)

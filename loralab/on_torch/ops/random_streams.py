@@ -35,12 +35,12 @@ def set_random_state(state: dict[str, Tensor]) -> None:
 
 
 def checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function gives; its activations are computed again in the backward pass, with the same draws, instead of kept."""
+    """Returns what the function gives; its activations are computed again in the backward pass, with the same draws, instead of kept."""
     return PLAIN_CHECKPOINT(function, *arguments, use_reentrant=False, context_fn=same_draws)
 
 
 def checkpoint_settings() -> dict[str, Any]:
-    """The same as the arguments that Transformers hands on to PyTorch."""
+    """Returns the same as the arguments that Transformers hands on to PyTorch."""
     return {"use_reentrant": False, "context_fn": same_draws}
 
 

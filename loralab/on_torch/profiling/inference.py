@@ -1,4 +1,4 @@
-"""What answering a batch of rows holds at its most: the last token of the longest answers, with all keys and values kept.
+"""Peak memory of inference on a batch of rows: the last token of the longest answers, with all keys and values kept.
 
 Run without numbers by traced_model.py.
 """

@@ -30,7 +30,7 @@ class Measured:
 
     flops: int
     peak_bytes: int
-    """Of tensors; on a GPU as its allocator counts them."""
+    """Bytes of tensors; on a GPU as its allocator counts them."""
     seconds: float
 
 
@@ -71,7 +71,7 @@ def measure(recipe: Recipe, base: Base, settings: StepSettings, shape: BatchShap
 
 
 class _Batch:
-    """The same random batch again and again."""
+    """A random batch that is used for every step."""
 
     def __init__(self, vocabulary: int, shape: BatchShape, classifies: bool, device: torch.device) -> None:
         rows, draw = shape.rows, torch.Generator().manual_seed(0)
@@ -100,6 +100,6 @@ def _loss(model: nn.Module, recipe: Recipe, shape: BatchShape, device: torch.dev
 
 
 def _tensors_of(loss: Callable[[], Tensor]) -> list[Tensor]:
-    """Those of the batch."""
+    """Returns those of the batch."""
     held = [cell.cell_contents for cell in loss.__closure__ or ()]
     return [x for each in held if isinstance(each, _Batch) for x in (each.ids, each.mask, each.labels)]

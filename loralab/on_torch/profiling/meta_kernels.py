@@ -28,7 +28,7 @@ def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def _like(x: Tensor, *_: Any, **__: Any) -> Any:
-    """Of x's shape and dtype."""
+    """Returns a tensor of x's shape and dtype."""
     return like(x) if x.is_floating_point() else NotImplemented
 
 
@@ -37,7 +37,7 @@ def _like_second(_: Tensor, x: Tensor, *__: Any, **___: Any) -> Any:
 
 
 def _binary(x: Tensor, y: Any, **_: Any) -> Tensor:
-    """Of the operands' common shape and dtype; in memory like the one that has this shape already."""
+    """Returns a tensor of the operands' common shape and dtype; in memory like the one that has this shape already."""
     dtype = torch.result_type(x, y)
     if not isinstance(y, Tensor) or x.shape == y.shape:
         return like(x, dtype=dtype)
@@ -54,7 +54,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
 
 
 def _same(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Of x's shape and dtype, whatever its dtype."""
+    """Returns a tensor of x's shape and dtype, whatever its dtype."""
     return like(x)
 
 
@@ -135,7 +135,7 @@ def _out(*_: Any, out: Tensor) -> Tensor:
 
 
 def _arange(*bounds: int, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: Any) -> Any:
-    """Of whole numbers."""
+    """Returns a tensor as long as a range of whole numbers."""
     if not all(isinstance(bound, int) for bound in bounds):
         return NotImplemented
     return torch.empty(len(range(*bounds)), dtype=dtype or torch.int64, device=device)

@@ -137,7 +137,7 @@ def _log_softmax(plain: Any, x: Tensor, dim: int, dtype: torch.dtype | None = No
 
 @contextmanager
 def tracing(meter: Trace) -> Iterator[None]:
-    """What runs inside on the meta device is counted as on the device that is traced for.
+    """Counts what runs inside on the meta device as on the device that is traced for.
 
     Raises:
         CannotTrace: it needs numbers.

@@ -1,4 +1,4 @@
-"""What PyTorch really computes and holds: every operation is seen as it runs.
+"""Measures FLOPs and memory: every operation of PyTorch is seen as it runs.
 
 FLOPs are those of matrix products, by PyTorch's own formulas (torch.utils.flop_counter), to which the CPU's attention kernel
 is added. Memory is that of tensors: a storage counts from its making until PyTorch frees it.
@@ -18,23 +18,23 @@ from torch.utils.flop_counter import flop_registry
 
 
 def _products(q: Tensor, k: Tensor) -> int:
-    """Of one product of queries [B, H, Q, E] and keys [B, H, K, E]."""
+    """Returns the FLOPs of one product of queries [B, H, Q, E] and keys [B, H, K, E]."""
     rows, heads, queries, size = q.shape
     return 2 * rows * heads * queries * k.shape[2] * size
 
 
 def attention_flops(q: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
-    """Of an attention kernel: scores, and the weighted sum of values."""
+    """Returns the FLOPs of an attention kernel: scores, and the weighted sum of values."""
     return 2 * _products(q, k)
 
 
 def attention_backward_flops(q: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
-    """Of its backward pass: scores again, and two products for each of the forward pass."""
+    """Returns the FLOPs of its backward pass: scores again, and two products for each of the forward pass."""
     return 5 * _products(q, k)
 
 
 def _product_flops(x: Tensor, y: Tensor, *_: Any, **__: Any) -> int:
-    """Of [.., rows, inner] and [.., inner, columns]."""
+    """Returns the FLOPs of the product of [.., rows, inner] and [.., inner, columns]."""
     return 2 * x.numel() * y.shape[-1]
 
 
@@ -50,7 +50,7 @@ _NAMED: dict[str, Callable[..., int]] = {
 FORMULAS: dict[Any, Callable[..., int]] = {
     getattr(torch.ops.aten, name): formula for name, formula in _NAMED.items() if hasattr(torch.ops.aten, name)
 }
-"""Of operations that are private to PyTorch, those that this one has; and of products, whose formulas there take long."""
+"""Private operations of PyTorch that this version has; and products, whose formulas there take long."""
 
 
 _known_formulas: dict[int, Callable[..., int] | None] = {}  # by the operation's identity: to hash one takes longer
@@ -108,7 +108,7 @@ class Meter(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
     def bytes_of(self, tensor: Tensor) -> int:
-        """Of its storage, in whole blocks."""
+        """Returns the bytes of a tensor's storage, in whole blocks."""
         return -(-tensor.untyped_storage().nbytes() // self.block) * self.block
 
     def _see(self, tensor: Tensor) -> None:

@@ -184,7 +184,7 @@ class TracedModel:
 
     @property
     def trains_head_alone(self) -> bool:
-        """Whether steps run on stored states of a frozen encoder (training/feature_cache.py)."""
+        """Tells whether steps run on stored states of a frozen encoder (training/feature_cache.py)."""
         training = self.recipe.training
         return training.method == "head" and not training.frozen_dropout and self.base.family in HEADS
 
@@ -205,7 +205,7 @@ def _whole(rows: int, width: int) -> Tensor:
 
 
 def _text_loss(model: nn.Module, shape: BatchShape, ids: Tensor, mask: Tensor) -> Tensor:
-    """Of a model that writes. A decoder's source and target are joined here, as how long they are together needs no numbers."""
+    """Returns the loss of a model that writes text; a decoder's source and target are joined here, as their length needs no numbers."""
     family = family_of(model)
     if not isinstance(family, CausalFamily):
         return family.token_losses(model, ids, mask, _whole(shape.rows, shape.target)).sum()
@@ -230,7 +230,7 @@ def _saved(adapter: Adapter, modules: Mapping[str, nn.Module]) -> Iterator[tuple
 
 
 def _moments(trained: Sequence[Tensor]) -> list[Tensor]:
-    """What the optimizer holds: of each parameter two moments in fp32 and a count, and an fp32 copy of what is not in fp32."""
+    """Returns what the optimizer holds: of each parameter two moments in fp32 and a count, and an fp32 copy of what is not in fp32."""
     held = []
     for parameter in trained:
         shapes = [parameter.shape, parameter.shape, (), *([parameter.shape] if parameter.itemsize < FLOAT else [])]

@@ -36,7 +36,7 @@ ROWS = 2**19  # weights that are packed at a time, so that packing needs little 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a base is stored."""
+    """Quantization settings of a base."""
 
     kind: str
     """int8 or nf4."""
@@ -229,7 +229,7 @@ def _place(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
 
 
 def storage_differs(model: nn.Module, then: str | None, adapted: Sequence[str]) -> str | None:
-    """How far the adapted weights are from those that an adapter was trained on, in words; None where both are stored alike.
+    """Returns how far the adapted weights are from those that an adapter was trained on, in words; None where both are stored alike.
 
     Args:
         then: what the base was packed as in training.

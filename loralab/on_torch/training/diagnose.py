@@ -1,4 +1,4 @@
-"""Where numbers stop being finite."""
+"""Finds the module where numbers stop being finite."""
 
 from __future__ import annotations
 

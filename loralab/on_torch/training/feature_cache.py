@@ -81,7 +81,7 @@ class FeatureCache:
 
 
 def _digest(prefix: FrozenPrefix) -> str:
-    """Of all weights that are not trained, but the head's."""
+    """Returns a digest of all weights that are not trained, except the head's."""
     head, digest = set(head_parameters(prefix.model)), hashlib.blake2b(digest_size=16)
     digest.update(type(prefix.model).__name__.encode())
     trained = {name for name, parameter in prefix.model.named_parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""What a model makes of a batch, as its family does: the losses of its tokens, and its logits."""
+"""Forward pass of a batch, by the model's family: token losses, and logits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def batch_logits(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def inputs_of(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """What the model's forward takes to give logits for a batch."""
+    """Returns what the model's forward takes to give logits for a batch."""
     device = _device(model)
     return family_of(model).inputs(model, *tensors_of(batch, device), **_further(batch, device))
 
@@ -45,11 +45,11 @@ def tensors_of(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tens
 
 
 def _further(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """What some batches have besides: which text each token is of, by number or as one of a pair."""
+    """Returns what some batches have besides: which text each token is of, by number or as one of a pair."""
     arrays = {"documents": batch.documents, "token_types": batch.token_types}
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items() if array is not None}
 
 
 def _device(model: nn.Module) -> torch.device:
-    """Where the model is."""
+    """Returns where the model is."""
     return next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""Where the part of a classifier ends that no training changes, and how the rest runs on from the states there.
+"""Finds the frozen prefix of a classifier, which no training changes, and runs the rest from its states.
 
     method head                    ids [S] ── encoder ──> state [1, D] of the first token ──> head ──> logits [C]
     LoRA on the layers from k on   ids [S] ── embeddings, layers below k ──> states [S, D] ──> layers from k on, head ──> logits [C]
@@ -30,7 +30,7 @@ class FrozenPrefix(Protocol):
     model: nn.Module
     name: str
     most_tokens: int
-    """Of a row, whose states are to be kept: its first ones."""
+    """Most tokens of a row whose states are kept: its first ones."""
 
     @property
     def width(self) -> int:
@@ -103,7 +103,7 @@ class FrozenLowerLayers:
 
 
 def find_frozen_prefix(model: nn.Module, ids: Tensor, mask: Tensor) -> FrozenPrefix | None:
-    """Where the frozen part of a model ends; None where it has none, or where stored states do not give these rows' logits."""
+    """Returns where the frozen part of a model ends; None where it has none, or where stored states do not give these rows' logits."""
     cut = _candidate(model)
     if cut is None:
         return None
@@ -143,7 +143,7 @@ def _layers(model: nn.Module) -> tuple[str, nn.ModuleList | None]:
 
 
 def _drops_out(model: nn.Module, layers: nn.ModuleList, lowest: int) -> bool:
-    """Whether training drops anything out below a layer."""
+    """Tells whether training drops anything out below a layer."""
     above = {id(part) for layer in layers[lowest:] for part in layer.modules()}
     return any(rate for module in encoder_of(model).modules() if id(module) not in above for rate in rates_of(module))
 
