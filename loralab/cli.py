@@ -26,7 +26,26 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from loralab import __version__
+
+        print(f"loralab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """LoRA fine-tuning, with an honest number for what it bought."""
+
 
 RecipeName = Annotated[
     str | None, typer.Argument(metavar="RECIPE", help="A recipe's file, or the name of a shipped one.")
@@ -320,7 +339,7 @@ def _of_the_system(error: OSError) -> str | None:
 def _run() -> int:
     """Runs the command; returns the exit code, which docs/guide.md lists."""
     try:
-        app()
+        return _call()
     except LoralabError as error:
         print(f"loralab: {error}", file=sys.stderr)
         return 130 if isinstance(error, Stopped) else 2
@@ -334,7 +353,26 @@ def _run() -> int:
         return 2
     except Exception as error:
         return crash.report_crash(error)
-    return 0
+
+
+def _call() -> int:
+    """Parses the words and calls the command; after an unknown option says which setting was meant."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        print("Aborted!", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if (show := getattr(error, "show", None)) is None:  # no mistake in the command line
+            raise
+        show()
+        from loralab.config.other_names import suggestion
+
+        if (option := getattr(error, "option_name", None)) and (instead := suggestion(option)):
+            value = "" if "=" in instead or instead.startswith("--") else "=VALUE"
+            print(f"Did you mean {instead}{value}? Settings are given as KEY=VALUE, without dashes.", file=sys.stderr)
+        return int(getattr(error, "exit_code", 2))
+    return code if isinstance(code, int) else 0
 
 
 def main() -> NoReturn:

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from loralab.config.other_names import suggestion
 from loralab.config.recipe import BESIDE_RESULTS, Recipe, Tree, with_overrides
 from loralab.config.yaml_tree import shortened, shown
 from loralab.errors import RecipeError, nearest
@@ -82,6 +83,8 @@ def _explain(kind: str, location: Iterable[int | str], message: str, got: Any) -
     path = [str(part) for part in location]
     key = shortened(".".join(_real(path)))
     if kind == "extra_forbidden":
+        if (instead := suggestion(path[-1])) is not None:
+            return f"{key}: unknown key. Did you mean {instead!r}?"
         return f"{key}: unknown key. {nearest(shortened(path[-1]), _keys(path[:-1]))}"
     if kind == "missing":
         return f"{key}: missing; the recipe must give it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from ruamel.yaml.error import YAMLError
 
@@ -23,9 +23,14 @@ def apply_override(tree: Tree, override: str) -> str | None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         return f"{shown(override)}: an override is written key=value, such as lora.rank=32"
+    if key != key.strip():
+        return f"{shown(override)}: blanks stand around the =; write {key.strip()}={text.strip()}"
     path, variants = key.split("."), tree.get("variants")
+    kinds = _kinds(path)
+    if "," in text and text.lstrip()[:1] not in ("[", "{", '"', "'") and str not in kinds and _takes_list(kinds):
+        return f"{key}: a list is written in brackets: {key}=[{text}]"
     try:
-        value = _value(text, _kinds(path))
+        value = _value(text, kinds)
     except YAMLError:
         quotes = "single quotes" if QUOTED.fullmatch(text) else "quotes"
         return f"{key}: {shown(text)} is not a YAML value; put it in {quotes}"
@@ -60,6 +65,12 @@ def _kinds(path: list[str]) -> set[Any]:
     """Returns what the field of a dotted key may hold, such as {str, None's type}; nothing where there is no such field."""
     held = annotation_of(path[2:] if path[0] == "variants" else path)
     return set(get_args(held)) if get_origin(held) in (Union, UnionType) else {held}
+
+
+def _takes_list(kinds: set[Any]) -> bool:
+    """Tells whether a field of these kinds holds a list."""
+    inner = {get_origin(get_args(kind)[0]) if get_origin(kind) is Annotated else get_origin(kind) for kind in kinds}
+    return bool(inner & {tuple, list})
 
 
 def _choose_variants(tree: Tree, names: list[Any]) -> str | None:

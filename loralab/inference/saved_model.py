@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from loralab.adapters.files import CARD
@@ -24,7 +25,14 @@ from loralab.tasks import task_of
 
 def evaluate_saved(trained: Path, overrides: list[str], base: str | None) -> dict[str, Any]:
     """Scores a finished run or an adapter; the row of a table."""
-    recipe, saved = find_saved_model(trained, overrides, base)
+    recipe, saved = find_saved_model(trained, overrides, base, NO_DATA)
+    if recipe.data.name == NO_ROWS:
+        given = f" --base {quote(base)}" if base else ""
+        raise RecipeError(
+            f"{trained} does not say on which data it is to be scored, as it is no run of loralab's. Give its columns: "
+            f"loralab evaluate {quote(str(trained))}{given} data.name=FOLDER data.source=COLUMN data.target=COLUMN "
+            "data.prompt='Text: {COLUMN}' evaluation.split=test"
+        )
     check_extras(recipe, trains=False)
     rows = read_evaluation_rows(recipe)
     task = task_of(recipe.data)

@@ -139,7 +139,7 @@ def _state(place: Path, comparison: bool, record: dict[str, Any] | None) -> str:
 def report(listed: Sequence[Listed], folder: Path) -> str:
     """A table, and the commands that go on with what was stopped."""
     if not listed:
-        return f"There are no runs below {folder}."
+        return f"There are no runs below {folder.resolve() if folder == Path() else folder}."
     table = layout(["run", "method, base", "score", "saved", "when", "state"], [_cells(each) for each in listed])
     wholes = {each.path for each in listed if each.method == "comparison" and each.state != "finished"}
     commands = [each.go_on for each in listed if each.go_on and not _within(each.path, wholes)]
