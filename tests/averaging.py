@@ -167,8 +167,9 @@ class Sums:
     def reorder(self, hypotheses: Tensor) -> None:
         self.sums, self.count_N1 = [each[hypotheses] for each in self.sums], self.count_N1[hypotheses]
 
-    def grow(self, tokens: int) -> None:
+    def grow(self, tokens: int) -> object:
         """Sums are as large after any number of tokens."""
+        return None
 
 
 class AveragingFamily(CausalFamily, OwnFamily):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -284,3 +285,15 @@ def test_a_hub_id_is_found_in_the_local_cache(tmp_path: Path, monkeypatch: pytes
         torch.equal(a, b)
         for a, b in zip(ours(folder).state_dict().values(), expected.state_dict().values(), strict=True)
     )
+
+
+@torch.no_grad()
+def test_a_block_frees_its_input_after_the_first_layer(tmp_path: Path) -> None:
+    """Without gradients nothing holds the stream of [B, S, D] longer than the layer that reads it."""
+    model, alive = ours(make_t5(tmp_path / "t5")), list[bool]()
+    for block in (model.encoder.block[1], model.decoder.block[1]):
+        inputs: list[weakref.ref[Tensor]] = []
+        block.register_forward_pre_hook(lambda _, given, inputs=inputs: inputs.append(weakref.ref(given[1][0])))
+        block.layer[-1].register_forward_pre_hook(lambda _, __, inputs=inputs: alive.append(inputs[0]() is not None))
+    model(input_ids=torch.ones(1, 4, dtype=torch.long), labels=torch.ones(1, 3, dtype=torch.long))
+    assert alive == [False, False]

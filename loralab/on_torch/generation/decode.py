@@ -36,8 +36,12 @@ class DecoderState(Protocol):
     def reorder(self, hypotheses: Tensor) -> None:
         """Puts at each place the hypothesis of this number, [N]; they are of the same source."""
 
-    def grow(self, tokens: int) -> None:
-        """Becomes as large as if so many tokens had been written, without their numbers: a plan's way to the last token."""
+    def grow(self, tokens: int) -> object:
+        """Becomes as large as if so many tokens had been written, without their numbers: a plan's way to the last token.
+
+        Returns:
+            What a layer holds besides while it makes room, for the caller to keep until that token is written; None where it needs none.
+        """
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loralab.on_torch.models.gpt2 import GPT2, beside_padding
-from loralab.on_torch.models.kv_cache import KVCache, hide_end, hypotheses_of
+from loralab.on_torch.models.kv_cache import KVCache, grow, hide_end, hypotheses_of
 from loralab.on_torch.ops.attention import attention
 
 
@@ -69,10 +69,9 @@ class Cache:
             return beside_prompt(q_NH1E, self.shared[index], self.own[index], self.bias, bias)
         return self.own[index].attend(q_NH1E, bias)
 
-    def grow(self, tokens: int) -> None:
-        """Becomes as large as if so many tokens had been written."""
-        for place, own in enumerate(self.own):
-            self.own[place] = own.grown(tokens)
+    def grow(self, tokens: int) -> object:
+        """Becomes as large as if so many tokens had been written; returns one layer's cache, which is there twice while it is widened."""
+        return grow(self.own, tokens)
 
     def keep(self, sources: Tensor) -> None:
         """Drops every prompt but these, with all its hypotheses."""

@@ -61,12 +61,6 @@ class KVCache:
         """Drops every row but these."""
         self.keys, self.values = self.keys[rows], self.values[rows]
 
-    def grown(self, positions: int) -> KVCache:
-        """Returns a cache of so many positions more, of which no number is known."""
-        rows, heads, _, size = self.values.shape
-        filled = self.values.new_empty(rows, heads, self.length + positions, size)
-        return KVCache(filled, filled)
-
     @torch.no_grad()
     def reorder(self, rows: Tensor) -> None:
         """Puts at each place the row of this number, [N]."""
@@ -76,6 +70,20 @@ class KVCache:
         for tensor, out in zip((self.keys, self.values), reordered, strict=True):
             torch.index_select(tensor, 0, rows, out=out)
         self.spare, (self.keys, self.values) = (self.keys, self.values), reordered
+
+
+def grow(caches: list[KVCache], positions: int) -> tuple[KVCache, Tensor]:
+    """Puts in the place of each cache one of so many positions more, of which no number is known.
+
+    Returns:
+        The last one as it was, and what it was made from.
+    """
+    assert caches
+    for place, before in enumerate(caches):
+        rows, heads, _, size = before.values.shape
+        filled = before.values.new_empty(rows, heads, before.length + positions, size)
+        caches[place] = KVCache(filled, filled)
+    return before, filled
 
 
 def _widened(tensor: Tensor, dim: int, size: int) -> Tensor:

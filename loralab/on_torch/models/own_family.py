@@ -185,12 +185,13 @@ class OwnFamily(ModelFamily):
 
     def trace_answer(self, model: nn.Module, ids: Tensor, mask: Tensor, new: int, beams: int) -> None:
         state = self.start_decoding(model, ids, mask, new, beams)
-        state.grow(new - 1)
+        widened = state.grow(new - 1)
         hypotheses = torch.empty(len(ids) * beams, dtype=torch.long, device=META)
         logits = state.next_logits(hypotheses)
         if beams > 1:
             torch.log_softmax(logits, -1)
             state.reorder(hypotheses)
+        del widened  # until now there, as beside a cache that makes room
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

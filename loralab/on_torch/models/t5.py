@@ -44,14 +44,21 @@ class Block(nn.Module):
     def forward(
         self,
         add: Callable[..., Tensor],
-        x_BQD: Tensor,
+        stream: list[Tensor],
         bias: Tensor,
         encoded_BSD: Tensor | None = None,
         cross_bias_B11S: Tensor | None = None,
     ) -> Tensor:
-        """The stream after the block; `add` is the stack's, `bias` that of self-attention, and a decoder's block has a source."""
+        """Returns the stream after the block, [B, Q, D].
+
+        Args:
+            add: of the stack: the stream after a layer.
+            stream: the stream before the block alone, which is taken out: in inference nothing then holds it longer than its layer.
+            bias: of self-attention.
+            encoded_BSD, cross_bias_B11S: of a decoder's block, the source and what hides its padding.
+        """
         self_attention, *cross_attention, feed_forward = self.layer
-        x_BQD = add(self_attention, x_BQD, bias)
+        x_BQD = add(self_attention, stream.pop(), bias)
         for cross in cross_attention:
             keys_values = cross.EncDecAttention.keys_values(encoded_BSD)  # type: ignore[operator, union-attr]
             x_BQD = add(cross, x_BQD, keys_values, cross_bias_B11S)
@@ -99,10 +106,10 @@ class Encoder(Stack):
         positions_S = torch.arange(x_BSD.shape[1], device=x_BSD.device)
         bias = self.position_bias(positions_S, positions_S)
         bias_BHSS = bias if bias_B11S is None else bias + bias_B11S
-        x_BSD = self.dropout(x_BSD)
+        stream = [self.dropout(x_BSD)]
         for block in self.block:
-            x_BSD = block(self.add, x_BSD, bias_BHSS)
-        return self.dropout(self.final_layer_norm(x_BSD))
+            stream = [block(self.add, stream, bias_BHSS)]
+        return self.dropout(self.final_layer_norm(stream[0]))
 
 
 class Decoder(Stack):
@@ -113,10 +120,10 @@ class Decoder(Stack):
         future_TT = positions_T[None, :] > positions_T[:, None]
         bias_1HTT = self.position_bias(positions_T, positions_T)
         bias_1HTT = bias_1HTT.masked_fill(future_TT, torch.finfo(bias_1HTT.dtype).min)
-        x_BTD = self.dropout(x_BTD)
+        stream = [self.dropout(x_BTD)]
         for block in self.block:
-            x_BTD = block(self.add, x_BTD, bias_1HTT, encoded_BSD, cross_bias_B11S)
-        return self.dropout(self.final_layer_norm(x_BTD))
+            stream = [block(self.add, stream, bias_1HTT, encoded_BSD, cross_bias_B11S)]
+        return self.dropout(self.final_layer_norm(stream[0]))
 
 
 class T5(nn.Module):

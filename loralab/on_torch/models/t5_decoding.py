@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loralab.on_torch.models.kv_cache import KVCache, hide_end, hypotheses_of
+from loralab.on_torch.models.kv_cache import KVCache, grow, hide_end, hypotheses_of
 from loralab.on_torch.models.t5 import T5
 
 
@@ -47,10 +47,9 @@ class Cache:
         """Returns the bias of the next position towards itself and those before it, [1, H, 1, R]."""
         return hide_end(self.bias_1H1L[..., -self.own[0].length - 1 :])
 
-    def grow(self, tokens: int) -> None:
-        """Becomes as large as if so many tokens had been written."""
-        for place, own in enumerate(self.own):
-            self.own[place] = own.grown(tokens)
+    def grow(self, tokens: int) -> object:
+        """Becomes as large as if so many tokens had been written; returns one layer's cache, which is there twice while it is widened."""
+        return grow(self.own, tokens)
 
     def keep(self, sources: Tensor) -> None:
         """Drops every source but these, with all its hypotheses."""
