@@ -346,7 +346,7 @@ def test_scoring_a_runs_predictions_gives_the_runs_scores(workshop: Path, run: d
         (["train", "tiny.yaml", "data.name=empty"], "empty/train.jsonl: has no rows"),
         (["train", "tiny.yaml", "data.name=cut-off"], "cut-off/train.jsonl.gz, after line"),
         (["train", "tiny.yaml", "data.name=no-json"], "no-json/train.jsonl, line 2: not JSON"),
-        (["evaluate", "base"], "data: missing; the recipe must give it"),
+        (["evaluate", "base"], "loralab evaluate base data.name=FOLDER data.source=COLUMN"),
         (["evaluate", "data"], "data is neither a run"),
         (["evaluate", "nowhere"], "There is no folder nowhere"),
         (["generate", "base"], "Nothing to answer: give --text TEXT, --input FILE"),
