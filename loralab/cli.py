@@ -32,9 +32,9 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from loralab import __version__
+        from importlib.metadata import version
 
-        print(f"loralab {__version__}")
+        print(f"loralab {version('loralab')}")
         raise typer.Exit
 
 
