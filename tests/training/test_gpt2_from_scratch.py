@@ -19,7 +19,6 @@ from transformers import GPT2Config as TheirConfig
 import loralab.experiments.run_variants
 from loralab import load_model
 from loralab.builtin_data import corpus, documentation
-from loralab.cli import _floors
 from loralab.config.loading import load_recipe, recipe_from_tree
 from loralab.config.model import ModelSizes
 from loralab.config.recipe import Recipe
@@ -30,6 +29,7 @@ from loralab.data.tokenizer_training import GPT2 as GPT2_TOKENS
 from loralab.data.tokenizer_training import train_tokenizer
 from loralab.errors import DataError, RecipeError
 from loralab.evaluation.scores import read_scores
+from loralab.evaluation.scores_in_words import run_summary
 from loralab.experiments.compare import compare
 from loralab.metrics.compression import AFTER, ALONE
 from loralab.models.gpt2 import SIZES, config_json, deviation, new_config
@@ -161,7 +161,7 @@ def test_a_run_from_nothing_learns_counts_bytes_and_goes_on_exactly(settings: di
     assert record["metrics"]["loss"]["value"] == pytest.approx(nats / tokens, rel=1e-5)
     assert validations[-1]["bits_per_byte"] == pytest.approx(bits["value"]), "the same texts"
     assert read_scores(whole).summary()["bits_per_byte"]["value"] == pytest.approx(bits["value"], rel=1e-5)
-    assert set(record["floors"]) == {AFTER, ALONE} and AFTER in _floors(record)
+    assert set(record["floors"]) == {AFTER, ALONE} and AFTER in run_summary(record)
 
     samples = read_lines(whole / "samples.jsonl")
     assert [line["step"] for line in samples] == [step for line in validations for step in [line["step"]] * 2]
