@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loralab.api.results import (
-    Answers,
-    ComparedRow,
     Comparison,
+    ComparisonRow,
     Evaluation,
     FileScores,
+    GeneratedAnswers,
     Plan,
     TrainingRun,
     metrics_of,
@@ -80,7 +80,7 @@ def compare(
 
     results = run(recipe_of(recipe, overrides), None if out is None else Path(out), resume)
     rows = [
-        ComparedRow(
+        ComparisonRow(
             variant=row["variant"],
             method=row["method"],
             metrics=metrics_of(row["metrics"]),
@@ -186,7 +186,7 @@ def generate(
     base: str | None = None,
     text_pairs: Sequence[str] = (),
 ) -> Any:
-    """Answers texts, with what was trained or with a loaded model.
+    """GeneratedAnswers texts, with what was trained or with a loaded model.
 
         loralab.generate("runs/rank-32", ["Tom: Lunch? Ann: At one."])                          with the prompt of its training
         loralab.generate(model, tokenizer, ["Summarize: …"], max_new_tokens=32, beams=4)        texts as they are
@@ -207,7 +207,7 @@ def generate(
         text_pairs: of a classifier of pairs, the second text of each.
 
     Returns:
-        `Answers` of a folder; a list of texts of a loaded model, which from a decoder-only one are what it adds.
+        `GeneratedAnswers` of a folder; a list of texts of a loaded model, which from a decoder-only one are what it adds.
 
     Raises:
         UserError: a setting is out of its bounds or means nothing with the others, the folder is none of these, or a text is empty.
@@ -231,11 +231,11 @@ def _evaluation(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _answer(
     trained: Path, texts: Sequence[str], overrides: list[str], base: str | None, text_pairs: Sequence[str]
-) -> Answers:
+) -> GeneratedAnswers:
     from loralab.inference.generate import GenerateRequest, run_request
 
     request = GenerateRequest(
         [texts] if isinstance(texts, str) else list(texts), text_pairs=list(text_pairs), as_json=True
     )
     result, text = run_request(trained, request, overrides, base)
-    return Answers(text or "", result["answers"])
+    return GeneratedAnswers(text or "", result["answers"])

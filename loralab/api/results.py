@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricValue:
     """One number of a table."""
 
     value: float
@@ -25,10 +25,10 @@ class Metric:
         return self.value
 
 
-def metrics_of(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
+def metrics_of(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricValue]:
     """Returns the metrics of a row or a record, by name."""
     return {
-        name: Metric(each["value"], each.get("low"), each.get("high"), each.get("p_vs_first"))
+        name: MetricValue(each["value"], each.get("low"), each.get("high"), each.get("p_vs_first"))
         for name, each in stored.items()
     }
 
@@ -61,7 +61,7 @@ class TrainingRun(Shown):
     """The run's folder; `loralab generate FOLDER` answers with it."""
     saved: Path | None
     """The adapter, or the model where all of it was trained; None where nothing was."""
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, MetricValue]
     steps: int
     seconds: float
     """Time of the steps."""
@@ -75,13 +75,13 @@ class TrainingRun(Shown):
 
 
 @dataclass(frozen=True)
-class ComparedRow:
+class ComparisonRow:
     """A variant or a floor of a comparison."""
 
     variant: str
     method: str
     """lora, head, full, none, or floor."""
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, MetricValue]
     trainable: int
     """Parameters that were trained, and below those of the whole."""
     total: int
@@ -96,13 +96,13 @@ class Comparison(Shown):
     """A finished comparison."""
 
     folder: Path
-    rows: Sequence[ComparedRow]
+    rows: Sequence[ComparisonRow]
     failures: Mapping[str, str]
     """Run -> why it failed."""
     results: Mapping[str, Any] = field(repr=False)
     """All that results.json holds."""
 
-    def __getitem__(self, variant: str) -> ComparedRow:
+    def __getitem__(self, variant: str) -> ComparisonRow:
         return next(row for row in self.rows if row.variant == variant)
 
     @property
@@ -114,7 +114,7 @@ class Comparison(Shown):
 class Evaluation(Shown):
     """The scores of a run, an adapter or a base."""
 
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, MetricValue]
     row: Mapping[str, Any] = field(repr=False)
     """All that `loralab evaluate --json` prints."""
 
@@ -132,7 +132,7 @@ class Plan(Shown):
 class FileScores(Shown):
     """The scores of predictions in files."""
 
-    systems: Mapping[str, Mapping[str, Metric]]
+    systems: Mapping[str, Mapping[str, MetricValue]]
     """System -> column -> number."""
     pairs: Sequence[Mapping[str, Any]]
     """The differences between any two systems, with interval and p."""
@@ -140,7 +140,7 @@ class FileScores(Shown):
 
 
 @dataclass(frozen=True)
-class Answers(Shown):
+class GeneratedAnswers(Shown):
     """The answers of a trained model, in the order of the texts."""
 
     answers: Sequence[Any]

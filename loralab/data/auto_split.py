@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from loralab.data.cache import cached
-from loralab.data.columns import Columns, with_columns
+from loralab.data.columns import RowColumns, with_columns
 from loralab.data.rows import clean_row, source_hash
 from loralab.data.sources import SPLITS, Place
 from loralab.errors import DataError
@@ -27,7 +27,7 @@ IN_WORDS = (
 )
 
 
-def part_bounds(place: Place, columns: Columns) -> tuple[int, int]:
+def part_bounds(place: Place, columns: RowColumns) -> tuple[int, int]:
     """(where validation begins, where train begins) among the hashes of sources; test begins at 0.
 
     Raises:

@@ -25,7 +25,7 @@ from loralab.metrics.labels import label_text, number_text
 HTML_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
-class Columns(ABC):
+class RowColumns(ABC):
     """The columns of a row, and how they become its texts."""
 
     labelled = False
@@ -69,7 +69,7 @@ class Columns(ABC):
         return clean(value, record, column, found, self.data.html_breaks)
 
 
-class TextColumns(Columns):
+class TextColumns(RowColumns):
     """A source and its references, or plain texts."""
 
     def texts(self, record: Record, found: set[str]) -> tuple[str, tuple[str, ...]]:
@@ -79,7 +79,7 @@ class TextColumns(Columns):
         return text, target_texts(record, target, found, self.data.html_breaks)
 
 
-class DocumentColumn(Columns):
+class DocumentColumn(RowColumns):
     """Documents, which have no targets."""
 
     def texts(self, record: Record, found: set[str]) -> tuple[str, tuple[str, ...]]:
@@ -91,7 +91,7 @@ class DocumentColumn(Columns):
         return bool(source)
 
 
-class ChatColumn(Columns):
+class ChatColumn(RowColumns):
     """Conversations."""
 
     def texts(self, record: Record, found: set[str]) -> tuple[str, tuple[str, ...]]:
@@ -112,7 +112,7 @@ class ChatColumn(Columns):
         return {**value, "content": self.clean(value["content"], record, column, found)}
 
 
-class LabelColumns(Columns):
+class LabelColumns(RowColumns):
     """A text, or a pair of texts, and its label or number."""
 
     labelled = True
@@ -131,7 +131,7 @@ class LabelColumns(Columns):
         return source, (label,) if label else ()
 
 
-COLUMNS: Mapping[str, type[Columns]] = {
+COLUMNS: Mapping[str, type[RowColumns]] = {
     "seq2seq": TextColumns,
     "language_modeling": TextColumns,
     "denoising": DocumentColumn,
@@ -141,12 +141,12 @@ COLUMNS: Mapping[str, type[Columns]] = {
 }
 
 
-def columns_of(data: DataSettings) -> Columns:
+def row_columns(data: DataSettings) -> RowColumns:
     """The columns of the recipe's task."""
     return COLUMNS[data.task](data)
 
 
-def with_columns(records: Iterable[Record], columns: Columns, uneven: bool) -> Iterator[Record]:
+def with_columns(records: Iterable[Record], columns: RowColumns, uneven: bool) -> Iterator[Record]:
     """Passes records on if they have the columns.
 
     Args:

@@ -19,7 +19,7 @@ from loralab.config.lora_scale import changed_scales
 from loralab.config.recipe import Recipe, Tree
 from loralab.console.progress import say
 from loralab.data.column_detection import AS_GIVEN, Choices, Table, choose, look_at
-from loralab.data.columns import columns_of, with_columns
+from loralab.data.columns import row_columns, with_columns
 from loralab.data.readers import READERS, stem_of, suffix_of
 from loralab.data.rows import Findings, checked_rows, policies_of
 from loralab.data.sources import open_place, split_files, splits_of
@@ -139,7 +139,7 @@ def found(table: Table, data: DataSettings, choices: Choices) -> str:
         lines.append(f"For others add: {' '.join(f'data.{key}=COLUMN' for key in choices)}")
     place, findings = open_place(data.name, "train"), Findings()
     if place.single_file:  # of a folder each split is told by itself
-        columns = columns_of(data)
+        columns = row_columns(data)
         rows = checked_rows(place.title, with_columns(place.records(), columns, place.uneven), columns, findings, None)
         lines.append(f"{sum(1 for _ in rows):,} of the rows can be used.")
         lines += [f"  {line}" for line in findings.lines(policies_of(data))]

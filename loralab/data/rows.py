@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralab.config.data import DataSettings
-from loralab.data.columns import Columns
+from loralab.data.columns import RowColumns
 from loralab.data.readers import Record
 from loralab.errors import DataError
 
@@ -138,7 +138,7 @@ def policies_of(data: DataSettings) -> dict[str, str]:
 
 
 def checked_rows(
-    title: str, records: Iterable[Record], columns: Columns, findings: Findings, max_rows: int | None
+    title: str, records: Iterable[Record], columns: RowColumns, findings: Findings, max_rows: int | None
 ) -> Iterator[Example]:
     """The rows to use, in order, at most `max_rows`; what is wrong with any row goes into `findings`.
 
@@ -165,14 +165,14 @@ def checked_rows(
         )
 
 
-def none_left(findings: Findings, columns: Columns) -> str:
+def none_left(findings: Findings, columns: RowColumns) -> str:
     empty = sum(findings[kind].count for kind in ("empty", "missing") if kind in findings)
     return (
         f"each of the {empty} rows has an empty {' or '.join(map(repr, columns.names))}." if empty else "has no rows."
     )
 
 
-def examine(record: Record, columns: Columns) -> tuple[Example, set[str]]:
+def examine(record: Record, columns: RowColumns) -> tuple[Example, set[str]]:
     """Returns the row, and what is remarkable about it; a text that is empty or missing is "" or no target at all."""
     found: set[str] = set()
     source, targets = columns.texts(record, found)
@@ -183,7 +183,7 @@ def examine(record: Record, columns: Columns) -> tuple[Example, set[str]]:
     return Example(record.row, source, targets), found
 
 
-def clean_row(record: Record, columns: Columns) -> Example:
+def clean_row(record: Record, columns: RowColumns) -> Example:
     """Returns the row alone."""
     return examine(record, columns)[0]
 

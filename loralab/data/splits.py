@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from loralab.config.data import DataSettings
 from loralab.data.auto_split import IN_WORDS, part_bounds, part_of
 from loralab.data.cache import ArrayFile, Entry, Facts, cached
-from loralab.data.columns import Columns, columns_of, with_columns
+from loralab.data.columns import RowColumns, row_columns, with_columns
 from loralab.data.readers import Record
 from loralab.data.rows import (
     Example,
@@ -159,7 +159,7 @@ class StreamedSplit:
         return len(self.numbers)
 
     def __iter__(self) -> Iterator[Example]:
-        digest, wanted, columns = hashlib.sha256(), map(int, self.numbers), columns_of(self.data)
+        digest, wanted, columns = hashlib.sha256(), map(int, self.numbers), row_columns(self.data)
         number = next(wanted, None)
         for record in self.place.records():
             if record.row == number:
@@ -191,7 +191,7 @@ def index_split(data: DataSettings, split: str) -> StreamedSplit:
     key = {
         "rows": place.fingerprint(),
         "part": split if place.single_file else None,
-        "columns": columns_of(data).key,
+        "columns": row_columns(data).key,
         "policies": policies_of(data),
         "max_rows": data.max_rows(split),
         "pick_rows": data.pick_rows,
@@ -203,7 +203,7 @@ def index_split(data: DataSettings, split: str) -> StreamedSplit:
 
 def chosen_rows(place: Place, data: DataSettings, split: str, findings: Findings) -> Iterator[Example]:
     """The rows of a split, up to the recipe's bound on their number."""
-    bound, columns = data.max_rows(split), columns_of(data)
+    bound, columns = data.max_rows(split), row_columns(data)
 
     def rows(findings: Findings, bound: int | None) -> Iterator[Example]:
         records = with_columns(place.records(), columns, place.uneven)
@@ -219,7 +219,7 @@ def chosen_rows(place: Place, data: DataSettings, split: str, findings: Findings
 
 
 def records_of_part(
-    records: Iterable[Record], columns: Columns, split: str, bounds: tuple[int, int]
+    records: Iterable[Record], columns: RowColumns, split: str, bounds: tuple[int, int]
 ) -> Iterator[Record]:
     """Returns those of a single file's records that belong to the split."""
     return (record for record in records if part_of(clean_row(record, columns).subject, bounds) == split)
@@ -228,7 +228,7 @@ def records_of_part(
 def write_index(folder: Path, place: Place, data: DataSettings, split: str) -> Facts:
     """Goes through the rows once and writes what stays of them."""
     findings, digest, sample, labels = Findings(), hashlib.sha256(), TextReservoir(), Counter[str]()
-    labelled = columns_of(data).labelled
+    labelled = row_columns(data).labelled
     with ArrayFile(folder / "numbers.npy", "<i8") as numbers, ArrayFile(folder / "source_hashes.npy", "<u8") as hashes:
         rows = chosen_rows(place, data, split, findings)
         while chunk := list(islice(rows, 1000)):

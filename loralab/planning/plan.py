@@ -131,7 +131,7 @@ def _row(name: str, recipe: Recipe, lengths: Lengths, machine: Machine, question
     base = find_base(recipe.model, label_count(recipe))
     dtype, dtype_note = dtype_of(recipe, machine)
     traced = trace(recipe, base)
-    facts, settings = traced.facts, settings_of(recipe, dtype, machine.kind)
+    facts, settings = traced.facts, step_settings(recipe, dtype, machine.kind)
     sizes, shape = sizes_of(facts, recipe.training.method, dtype), shape_of(recipe, facts, lengths)
     row = _facts(name, recipe.training.method, sizes) | {
         "batch": asdict(shape) | {"accumulate": settings.accumulate},
@@ -188,7 +188,7 @@ def dtype_of(recipe: Recipe, machine: Machine) -> tuple[str, list[str]]:
     return dtype, [f"model.dtype auto is taken as {dtype} here; a run tries which is faster"]
 
 
-def settings_of(recipe: Recipe, dtype: str, device: str) -> StepSettings:
+def step_settings(recipe: Recipe, dtype: str, device: str) -> StepSettings:
     """Returns the settings of a recipe's steps. Weights that are all trained are never quantised."""
     training, quantize = recipe.training, recipe.model.quantize
     return StepSettings(

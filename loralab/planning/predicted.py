@@ -15,7 +15,7 @@ from loralab.console.tables import Cell, Row, layout, markdown_cells, memory
 from loralab.engine import BatchShape, CannotTrace, ModelFacts, trace
 from loralab.errors import UserError
 from loralab.models.lookup import find_base
-from loralab.planning.plan import settings_of
+from loralab.planning.plan import step_settings
 from loralab.planning.report import operations
 from loralab.runs.folder import FIRST_STEP
 from loralab.runs.record import read_json
@@ -39,7 +39,7 @@ def predicted_and_measured(recipe: Recipe, record: dict[str, Any], folder: Path)
         traced = trace(recipe, find_base(recipe.model, labels))
         facts = traced.facts
         shapes = [_shape(facts, batch, task.packed_length is not None) for batch in watched["batches"]]
-        cost = traced.step_cost(settings_of(recipe, record["dtype"], record["device"]), shapes, first=True)
+        cost = traced.step_cost(step_settings(recipe, record["dtype"], record["device"]), shapes, first=True)
     except (UserError, CannotTrace):
         return None
     return {

@@ -9,7 +9,7 @@ import pytest
 from folders import write_csv, write_jsonl
 
 from loralab.config.data import DataSettings
-from loralab.data.columns import columns_of
+from loralab.data.columns import row_columns
 from loralab.data.readers import Record
 from loralab.data.rows import clean_row
 from loralab.data.splits import index_split, read_split
@@ -38,7 +38,7 @@ def test_a_cell_as_text(cell: object, text: str | None) -> None:
 )
 def test_a_cell_that_is_no_label(cell: object, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        clean_row(Record(1, "f.jsonl, line 1", {"text": "t", "label": cell}), columns_of(settings()))
+        clean_row(Record(1, "f.jsonl, line 1", {"text": "t", "label": cell}), row_columns(settings()))
     assert "f.jsonl, line 1: column 'label'" in str(caught.value) and message in str(caught.value)
 
 
