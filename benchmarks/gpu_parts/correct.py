@@ -71,7 +71,8 @@ def _check(
 def logits(model: nn.Module, work: Work) -> Tensor:
     """In fp32, of the tokens that are no padding."""
     model.eval()
-    given = family_of(model).inputs(model, work.ids, work.mask, work.labels)
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    given = family_of(plain).inputs(plain, work.ids, work.mask, work.labels)
     found: Tensor = model(**given).logits.float()
     return found if found.shape[1] == work.labels.shape[1] else found[given["attention_mask"].bool()]
 

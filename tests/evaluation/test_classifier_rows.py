@@ -216,7 +216,7 @@ def test_further_data_are_of_labels_too(bases: Path, tmp_path: Path) -> None:
     assert record["steps"] == 2 * 6  # (64 + 20) / 16
     texts = more.replace("label: label", "target: text")
     for block in ("mixture", "forgetting"):
-        with pytest.raises(RecipeError, match=rf"{block}\.more: of it and of data one has a label"):
+        with pytest.raises(RecipeError, match=rf"{block}\.more: it and data have not the same task"):
             load_recipe(bases / "bert.yaml", [f"{block}.more={texts}"])
         with pytest.raises(RecipeError, match=rf"{block}\.more: labels mean nothing here; data\.labels says"):
             load_recipe(bases / "bert.yaml", [f"{block}.more={more}", f"{block}.more.labels={{a: neg, b: pos}}"])

@@ -85,7 +85,7 @@ def test_rows_of_labels_are_groups_only_by_a_column(tmp_path: Path) -> None:
     accuracy = results["rows"][0]["metrics"]["accuracy"]
     expected = Bootstrap(range(40)).interval(100.0 * np.array(list(map(str.__eq__, references, given))))
     assert (accuracy["value"], accuracy["low"], accuracy["high"]) == (expected.value, expected.low, expected.high)
-    assert "40 rows in 40 groups: each row by itself, as labels repeat" in " ".join(report(results).split())
+    assert "40 rows in 40 groups: each row by itself, as labels and numbers repeat" in " ".join(report(results).split())
 
     def groups(columns: Columns, **cells: Sequence[Any]) -> int:
         file = labels_file(tmp_path / "g.jsonl", references, prediction=given, **cells)

@@ -146,7 +146,9 @@ def test_nothing_asked_nothing_written(ending: Path) -> None:
 
 
 def test_the_settings_are_those_of_the_other_engine() -> None:
-    here, there = (inspect.signature(f).parameters for f in (generate, loralab.generate))
+    from loralab.on_torch.generation.generate import generate as write
+
+    here, there = (inspect.signature(f).parameters for f in (generate, write))
     assert [str(p) for name, p in here.items() if name != "params" and p.kind is p.KEYWORD_ONLY] == [
         str(p) for p in there.values() if p.kind is p.KEYWORD_ONLY
     ]
